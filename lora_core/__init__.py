@@ -1,0 +1,81 @@
+"""LoRA Lab's library: low-rank adaptation, small enough to read and right enough to trust.
+
+    import lora_core as lc
+    model, tokenizer = lc.load_model("smollm2-135m")
+    adapter = lc.attach(model, lc.LoraSpec(targets=("q", "v"), rank=8, alpha=16), name="e2e")
+    for event in lc.train(adapter, lc.load_task("restaurant"), lc.TrainConfig(steps=60)):
+        print(event.step, event.loss)
+    lc.spectra(adapter)
+
+Names are loaded at their first use, so that `import lora_core` costs nothing and reading an adapter needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+_HOME = {
+    "lora_core.errors": ("UserError",),
+    "lora_core.home": ("home",),
+    "lora_core.spec": ("LoraSpec",),
+    "lora_core.models": ("load_model", "registry"),
+    "lora_core.sites": ("Site", "find_sites", "layer_shapes", "select"),
+    "lora_core.adapter": ("Adapter", "attach", "get_adapter", "load_adapter", "rows", "switch"),
+    "lora_core.delta": ("Delta",),
+    "lora_core.budget": ("Budget", "budget", "budget_coefficients"),
+    "lora_core.estimate": ("seconds_per_step",),
+    "lora_core.files": ("Stored", "read_adapter"),
+    "lora_core.spectra": ("Spectrum", "same_norm_random", "spectra"),
+    "lora_core.subspace": ("amplification", "geodesic_distance", "phi", "projection_distance"),
+    "lora_core.tasks": ("Row", "Task", "load_data", "load_task", "task_names"),
+    "lora_core.train": ("TrainConfig", "TrainEvent", "train"),
+    "lora_core.generate": ("Generation", "generate"),
+    "lora_core.evaluate": ("Loss", "TokenDiff", "evaluate", "score", "token_differences"),
+}
+_WHERE = {name: module for module, names in _HOME.items() for name in names}
+__all__ = sorted(_WHERE)
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lora_core.adapter import Adapter, attach, get_adapter, load_adapter, rows, switch
+    from lora_core.budget import Budget, budget, budget_coefficients
+    from lora_core.delta import Delta
+    from lora_core.errors import UserError
+    from lora_core.estimate import seconds_per_step
+    from lora_core.evaluate import Loss, TokenDiff, evaluate, score, token_differences
+    from lora_core.files import Stored, read_adapter
+    from lora_core.generate import Generation, generate
+    from lora_core.home import home
+    from lora_core.models import load_model, registry
+    from lora_core.sites import Site, find_sites, layer_shapes, select
+    from lora_core.spec import LoraSpec
+    from lora_core.spectra import Spectrum, same_norm_random, spectra
+    from lora_core.subspace import amplification, geodesic_distance, phi, projection_distance
+    from lora_core.tasks import Row, Task, load_data, load_task, task_names
+    from lora_core.train import TrainConfig, TrainEvent, train
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'lora_core' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+class _Package(ModuleType):
+    """`lora_core.train` is the function, whoever imports the file of that name first, and however."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _WHERE and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,130 @@
+"""LoraSpec: the frozen description of an adapter, before any model is touched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from lora_core.errors import UserError, unknown
+
+Scaling = Literal["alpha/r", "alpha/sqrt(r)"]
+SCALINGS = ("alpha/r", "alpha/sqrt(r)")
+INITS = ("gaussian", "kaiming")
+MAX_RANK = 65536
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSpec:
+    """Which matrices get an update ΔW = s·B·A, of what rank, how scaled and how initialised.
+
+    Section 4.1 of the paper: h = W0·x + s·B·A·x with A (rank, in), B (out, rank), B = 0 at the start.
+
+    targets  logical names (q k v o gate up down), or module paths of the model
+    rank     r of every matrix, unless `rank_pattern` names another
+    alpha    α; the scaling s is α/r ("alpha/r", the paper) or α/√r ("alpha/sqrt(r)", rsLoRA, arXiv 2312.03732)
+    layers   "all", or the indices of the layers to adapt
+    init     "gaussian" (the paper: A ~ N(0, 1/in)) or "kaiming" (what loralib does: A ~ U(±1/√in)); B = 0 in both
+    dropout  probability with which an entry of x is dropped on its way through A, while training
+    rank_pattern, alpha_pattern  (name, value) pairs that override rank and alpha; a name is a target or a site's key
+
+    Raises UserError (a ValueError) for any value that is not possible.
+    """
+
+    targets: tuple[str, ...] = ("q", "v")
+    rank: int = 8
+    alpha: float = 16.0
+    layers: Literal["all"] | tuple[int, ...] = "all"
+    scaling: Scaling = "alpha/r"
+    init: Literal["gaussian", "kaiming"] = "gaussian"
+    dropout: float = 0.0
+    rank_pattern: tuple[tuple[str, int], ...] = ()
+    alpha_pattern: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731  (frozen: normalise once, here)
+        put("targets", _names(self.targets))
+        put("layers", _layers(self.layers))
+        put("rank", _rank("rank", self.rank))
+        put("alpha", _alpha("alpha", self.alpha))
+        if self.scaling not in SCALINGS:
+            raise unknown("scaling", str(self.scaling), SCALINGS)
+        if self.init not in INITS:
+            raise unknown("init", str(self.init), INITS)
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
+            raise UserError(f"dropout is {self.dropout!r}; it is a probability from 0 to below 1")
+        put("dropout", float(self.dropout))
+        for name, check in (("rank_pattern", _rank), ("alpha_pattern", _alpha)):
+            value = getattr(self, name)
+            pairs = value.items() if isinstance(value, Mapping) else value
+            put(name, tuple(sorted((str(k), check(f"{name}[{k!r}]", v)) for k, v in pairs)))
+
+    def rank_of(self, *names: str) -> int:
+        """The rank for a site, given its names from the most special to the most general (key, path, target)."""
+        return next((dict(self.rank_pattern)[n] for n in names if n in dict(self.rank_pattern)), self.rank)
+
+    def alpha_of(self, *names: str) -> float:
+        """α for a site; names as in `rank_of`."""
+        return next((dict(self.alpha_pattern)[n] for n in names if n in dict(self.alpha_pattern)), self.alpha)
+
+    def scale(self, rank: int | None = None, alpha: float | None = None) -> float:
+        """s, the factor before B·A: α/r or α/√r (section 4.1; arXiv 2312.03732)."""
+        r, a = rank or self.rank, self.alpha if alpha is None else alpha
+        return a / r if self.scaling == "alpha/r" else a / math.sqrt(r)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` reads them back."""
+        d = asdict(self)
+        d["targets"] = list(self.targets)
+        d["layers"] = "all" if self.layers == "all" else list(self.layers)
+        d["rank_pattern"], d["alpha_pattern"] = dict(self.rank_pattern), dict(self.alpha_pattern)
+        return d
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> LoraSpec:
+        """Inverse of `to_dict`; a key that is no field is a UserError."""
+        known = [f.name for f in fields(cls)]
+        for key in d:
+            if key not in known:
+                raise unknown("setting", str(key), known, "LoraSpec")
+        return cls(**d)
+
+
+def _names(targets: Iterable[str] | str) -> tuple[str, ...]:
+    names = targets.split(",") if isinstance(targets, str) else list(targets)
+    if not all(isinstance(n, str) for n in names):
+        raise UserError(f"targets are names such as q or v; given {names!r}")
+    names = [n.strip() for n in names if n.strip()]
+    if not names:
+        raise UserError("no target: name at least one matrix to adapt, for example q,v")
+    return tuple(dict.fromkeys(names))
+
+
+def _layers(layers: Any) -> Literal["all"] | tuple[int, ...]:
+    if isinstance(layers, str):
+        if layers == "all":
+            return "all"
+        raise UserError(f"layers are 'all' or a list of layer numbers; given {layers!r}")
+    try:
+        numbers = [n for n in layers]
+    except TypeError:
+        raise UserError(f"layers are 'all' or a list of layer numbers; given {layers!r}") from None
+    if not numbers:
+        raise UserError("no layer: name at least one layer to adapt, or 'all'")
+    for n in numbers:
+        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
+            raise UserError(f"layer {n!r} is not a layer number; layers count from 0")
+    return tuple(sorted(set(numbers)))
+
+
+def _rank(what: str, rank: Any) -> int:
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
+        raise UserError(f"{what} is {rank!r}; it must be a whole number from 1 up to the smaller side of the matrix")
+    return rank
+
+
+def _alpha(what: str, alpha: Any) -> float:
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
+        raise UserError(f"{what} is {alpha!r}; it must be a positive number")
+    return float(alpha)
