@@ -1,3 +1,4 @@
+# ruff: noqa: F401  (names below TYPE_CHECKING are the public ones, for editors)
 """LoRA Lab's library: low-rank adaptation, small enough to read and right enough to trust.
 
     import lora_core as lc
@@ -36,7 +37,7 @@ _HOME = {
     "lora_core.evaluate": ("Loss", "TokenDiff", "evaluate", "score", "token_differences"),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
-__all__ = sorted(_WHERE)
+__all__ = [*_WHERE]
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:

@@ -62,9 +62,9 @@ class Factors(nn.Module):
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
         """y + s·B·(A·x) on this site's rows; x (…, in), y (…, out of the whole module). The plain version."""
-        pick = self.switch.rows
+        pick, shape = self.switch.rows, y.shape
         if pick is not None:  # only some rows of the batch: compute and add nothing for the others
-            x, whole, y = _batch(x, self.switch.batch)[pick], y, _batch(y, self.switch.batch)
+            x, y = _batch(x, self.switch.batch)[pick], _batch(y, self.switch.batch)
         x = self.drop(x)
         d = self.scaling * F.linear(F.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype))
         d = d.to(y.dtype)
@@ -72,7 +72,7 @@ class Factors(nn.Module):
             return _add_rows(y, d, self.rows)
         full = torch.zeros_like(y)
         full[pick] = _add_rows(full[pick], d, self.rows)
-        return (y + full).reshape(whole.shape)
+        return (y + full).reshape(shape)
 
 
 def _batch(x: Tensor, n: int) -> Tensor:

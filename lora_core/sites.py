@@ -8,24 +8,18 @@ interleaved by head, so a Site carries an index, and a plain slice is the fast c
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lora_core.errors import UserError, unknown
+from lora_core.families import FAMILIES, STAGES, TARGETS, TITLES, guess, pattern, rows_of
 from lora_core.spec import LoraSpec
 
 Rows = slice | torch.Tensor | None  # None: all rows of the weight
-TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
-TITLES = {"q": "query", "k": "key", "v": "value", "o": "attention output", "gate": "MLP gate", "up": "MLP up",
-          "down": "MLP down"}  # fmt: skip
-STAGES = {"q": 0, "k": 0, "v": 0, "o": 1, "gate": 2, "up": 2, "down": 3}
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Site:
     """One matrix W0 (out, in) of a model: `rows` of the weight of the module at `path`.
@@ -35,7 +29,7 @@ class Site:
     target      logical name (q k v o gate up down), or the path's last part for a module named by its path
     layer       index of the layer, or None outside the layers
     out, in_    sides of the matrix
-    rows        which rows of the weight it is: None for all, a slice, or an index (out,)
+    layout      (name, which, heads) that rows were made from with `families.rows_of`, or None
     transposed  the weight is stored (in, out), as transformers' Conv1D does; rows are then its columns
     """
 
@@ -45,8 +39,17 @@ class Site:
     layer: int | None
     out: int
     in_: int
-    rows: Rows = None
+    layout: tuple[str, int, int] | None = None
     transposed: bool = False
+
+    @property
+    def rows(self) -> Rows:
+        """Which rows of the weight it is: None for all, a slice, or an index (out,)."""
+        if self.layout is None:
+            return None
+        name, which, heads = self.layout
+        rows = rows_of(name, which, 3 * self.out, heads)
+        return rows if isinstance(rows, slice) else torch.from_numpy(rows)
 
     def weight(self, module: nn.Module) -> torch.Tensor:
         """W0 (out, in) of this site out of its module; a view where rows are None or a slice, else a copy."""
@@ -56,56 +59,13 @@ class Site:
         return w if self.rows is None else w[self.rows]
 
 
-# ---- the table -------------------------------------------------------------------------------------------------
-# family -> {target: (path below the model, layout)}; {i} is the layer. A layout, where there is one, picks the rows.
-_ATTN = {t: (f"layers.{{i}}.self_attn.{t}_proj", None) for t in "qkvo"}
-_LLAMA = _ATTN | {t: (f"layers.{{i}}.mlp.{t}_proj", None) for t in ("gate", "up", "down")}
-_OPT = _ATTN | {"o": ("layers.{i}.self_attn.out_proj", None), "up": ("layers.{i}.fc1", None),
-                "down": ("layers.{i}.fc2", None)}  # fmt: skip
-_GPT2 = {t: ("h.{i}.attn.c_attn", "concat") for t in "qkv"} | {
-    "o": ("h.{i}.attn.c_proj", None), "up": ("h.{i}.mlp.c_fc", None), "down": ("h.{i}.mlp.c_proj", None)}  # fmt: skip
-_NEOX = {t: ("layers.{i}.attention.query_key_value", "per-head") for t in "qkv"} | {
-    "o": ("layers.{i}.attention.dense", None), "up": ("layers.{i}.mlp.dense_h_to_4h", None),
-    "down": ("layers.{i}.mlp.dense_4h_to_h", None)}  # fmt: skip
-_BERT = {t: (f"encoder.layer.{{i}}.attention.self.{n}", None) for t, n in zip("qkv", ("query", "key", "value"))} | {
-    "o": ("encoder.layer.{i}.attention.output.dense", None), "up": ("encoder.layer.{i}.intermediate.dense", None),
-    "down": ("encoder.layer.{i}.output.dense", None)}  # fmt: skip
-FAMILIES: dict[str, dict[str, tuple[str, str | None]]] = {
-    "llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA, "gemma": _LLAMA, "gemma2": _LLAMA,
-    "gemma3_text": _LLAMA, "olmo": _LLAMA, "olmo2": _LLAMA, "cohere": _LLAMA, "granite": _LLAMA, "stablelm": _LLAMA,
-    "opt": _OPT, "gpt2": _GPT2, "gpt_neox": _NEOX, "bert": _BERT, "roberta": _BERT, "electra": _BERT,
-}  # fmt: skip
-
-
-def _concat(config: object, out: int, which: int) -> Rows:
-    """q, k, v one after the other, each out/3 rows."""
-    n = out // 3
-    return slice(which * n, (which + 1) * n)
-
-
-def _per_head(config: object, out: int, which: int) -> Rows:
-    """Rows as (head, 3, head_dim): q, k and v of the first head, then of the second, …"""
-    heads = int(getattr(config, "num_attention_heads"))  # noqa: B009  (a config is duck-typed)
-    return torch.arange(out).view(heads, 3, out // (3 * heads))[:, which].reshape(-1)
-
-
-LAYOUTS: dict[str, Callable[[object, int, int], Rows]] = {"concat": _concat, "per-head": _per_head}
-
-
 # ---- finding -----------------------------------------------------------------------------------------------------
-@dataclass
-class _Weight:
-    out: int
-    in_: int
-    transposed: bool = field(default=False)
-
-
-def weight_shape(module: nn.Module) -> _Weight | None:
-    """(out, in) of a module that multiplies by a matrix, or None: nn.Linear and its kin, and Conv1D."""
+def weight_shape(module: nn.Module | None) -> tuple[int, int, bool] | None:
+    """(out, in, transposed) of a module that multiplies by a matrix, or None: nn.Linear and its kin, and Conv1D."""
     if isinstance(module, nn.Linear):
-        return _Weight(module.out_features, module.in_features)
+        return module.out_features, module.in_features, False
     if isinstance(module, Conv1D):
-        return _Weight(module.weight.shape[1], module.weight.shape[0], True)
+        return module.weight.shape[1], module.weight.shape[0], True
     return None
 
 
@@ -116,26 +76,20 @@ def find_sites(model: nn.Module) -> list[Site]:
     """
     config = getattr(model, "config", None)
     table = FAMILIES.get(getattr(config, "model_type", ""), {})
+    heads = getattr(config, "num_attention_heads", 1)
+    patterns = {target: (pattern(path), layout) for target, (path, layout) in table.items()}
     found: list[Site] = []
-    by_path: dict[str, list[str]] = {}
-    for target, (path, _) in table.items():
-        by_path.setdefault(path, []).append(target)
-    patterns = [(re.compile(r"(?:^|\.)" + re.escape(p).replace(r"\{i\}", r"(\d+)") + "$"), ts) for p, ts in by_path.items()]
     for path, module in model.named_modules():
         shape = weight_shape(module)
         if shape is None:
             continue
-        for pattern, targets in patterns:
-            hit = pattern.search(path)
-            if hit is None:
-                continue
-            for target in targets:
-                layout = table[target][1]
-                rows = LAYOUTS[layout](config, shape.out, "qkv".index(target)) if layout else None
+        out, in_, transposed = shape
+        for target, (where, layout) in patterns.items():
+            if hit := where.search(path):
                 found.append(Site(
-                    path=path, key=path if rows is None else f"{path}.{target}", target=target, layer=int(hit[1]),
-                    out=shape.out if rows is None else len(range(shape.out)[rows]) if isinstance(rows, slice) else len(rows),
-                    in_=shape.in_, rows=rows, transposed=shape.transposed))  # fmt: skip
+                    path=path, key=f"{path}.{target}" if layout else path, target=target, layer=int(hit[1]),
+                    out=out // 3 if layout else out, in_=in_, transposed=transposed,
+                    layout=(layout, "qkv".index(target), heads) if layout else None))  # fmt: skip
     found.sort(key=lambda s: (s.layer or 0, TARGETS.index(s.target)))
     return found
 
@@ -144,13 +98,12 @@ def path_site(model: nn.Module, path: str) -> Site:
     """The whole matrix of the module at a path, whatever it is called. UserError when there is none."""
     modules = dict(model.named_modules())
     module = modules.get(path)
-    shape = weight_shape(module) if module is not None else None
+    shape = weight_shape(module)
     if shape is None:
         paths = [p for p, m in modules.items() if weight_shape(m) is not None and ".lora." not in p]
         raise unknown("module", path, paths, type(model).__name__)
-    layer = re.search(r"\.(\d+)\.", path)
-    return Site(path=path, key=path, target=path.rsplit(".", 1)[-1], layer=int(layer[1]) if layer else None,
-                out=shape.out, in_=shape.in_, transposed=shape.transposed)  # fmt: skip
+    target, layer = guess(path)
+    return Site(path=path, key=path, target=target, layer=layer, out=shape[0], in_=shape[1], transposed=shape[2])
 
 
 def select(model: nn.Module, spec: LoraSpec) -> list[Site]:

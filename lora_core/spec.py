@@ -43,7 +43,9 @@ class LoraSpec:
     alpha_pattern: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
-        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731  (frozen: normalise once, here)
+        def put(name: str, value: object) -> None:  # frozen: every field is normalised here, once
+            object.__setattr__(self, name, value)
+
         put("targets", _names(self.targets))
         put("layers", _layers(self.layers))
         put("rank", _rank("rank", self.rank))
