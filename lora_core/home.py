@@ -1,0 +1,97 @@
+"""Where LoRA Lab keeps what it made: models, runs, what it measured. No torch here.
+
+`LORA_LAB_HOME` names the folder; without it, it is the platform's cache folder (on Linux ~/.cache/lora-lab).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from lora_core.errors import UserError
+
+WHY = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "no permission to write there",
+    errno.EPERM: "no permission to write there",
+    errno.ENOTDIR: "a file is in the way of the folder",
+    errno.EEXIST: "a file is in the way of the folder",
+}
+
+
+def home() -> Path:
+    """The folder that LoRA Lab writes to, made if it is not there.
+
+    Raises UserError when it cannot be made: the disk is full, it is read-only, or a file has its name.
+    """
+    folder = home_path()
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def home_path() -> Path:
+    """Where `home()` is, without making it."""
+    given = os.environ.get("LORA_LAB_HOME", "").strip()
+    if given:
+        return Path(given).expanduser().absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("lora-lab", appauthor=False)).absolute()
+
+
+@contextmanager
+def writing(where: Path | str) -> Iterator[None]:
+    """Turns the system's refusal to write (full, read-only, not allowed) into a UserError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in WHY:
+            raise UserError(
+                f"cannot write to {where}: {WHY[error.errno]}; "
+                "make room there, or name another folder with the environment variable LORA_LAB_HOME"
+            ) from error
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Asks the disk to keep the folder's entries; a no-op where folders cannot be opened (Windows)."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file so that a reader finds the old text or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def read_json(path: Path, limit: int = 1 << 20) -> Any:
+    """The value of a JSON file of at most `limit` bytes, or None when it is absent, too big or no JSON."""
+    try:
+        if path.stat().st_size > limit:
+            return None
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
