@@ -18,6 +18,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -78,22 +79,20 @@ def read_rows(path: str | os.PathLike[str]) -> Content:
 
 def _text(file: Path) -> str:
     """The whole file as text, without its BOM."""
-    if file.is_dir():
-        raise UserError(f"'{file.name}' is a folder; give a file ({' '.join(EXTENSIONS)})")
-    if not file.exists():
-        hint = None
-        if file.parent.is_dir():
-            hint = nearest(file.name, (e.name for e, _ in zip(os.scandir(file.parent), range(1000), strict=False)))
-        raise UserError(f"no file '{file}'" + (f" (did you mean '{hint}'?)" if hint else ""))
-    if not file.is_file():
-        raise UserError(f"'{file.name}' is not a regular file")
-    if file.suffix.lower() not in EXTENSIONS:
-        raise unknown("reader for files that end in", file.suffix or file.name, EXTENSIONS)
     try:
+        if file.is_dir():
+            raise UserError(f"'{file.name or file}' is a folder; give a file ({' '.join(EXTENSIONS)})")
+        if not file.exists():
+            hint = _beside(file)
+            raise UserError(f"no file '{file}'" + (f" (did you mean '{hint}'?)" if hint else ""))
+        if not file.is_file():  # opening a pipe or a device could wait for ever
+            raise UserError(f"'{file.name}' is not a regular file")
+        if file.suffix.lower() not in EXTENSIONS:
+            raise unknown("reader for files that end in", file.suffix or file.name, EXTENSIONS)
         with file.open("rb") as stream:
             data = stream.read(MOST_BYTES + 1)
     except OSError as error:
-        raise UserError(f"{file.name} cannot be read: {error.strerror}") from error
+        raise UserError(f"{file.name[:80]} cannot be read: {error.strerror}") from error
     if len(data) > MOST_BYTES:
         raise UserError(f"{file.name} is larger than {MOST_BYTES // 2**20} MB; give a smaller file")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -110,6 +109,14 @@ def _text(file: Path) -> str:
     if not text.strip():
         raise UserError(f"{file.name} is empty")
     return text
+
+
+def _beside(missing: Path) -> str | None:
+    """The file in the same folder that was probably meant."""
+    if not missing.parent.is_dir():
+        return None
+    with os.scandir(missing.parent) as entries:
+        return nearest(missing.name, [entry.name for entry in islice(entries, 1000)])
 
 
 def _line(data: bytes, at: int) -> int:
@@ -144,7 +151,7 @@ def _txt(file: str, text: str) -> Iterator[Row]:
         prompt, separator, completion = line.partition(SEPARATOR)
         if not separator:
             raise _bad(
-                file, number, f"no completion: a line reads prompt{SEPARATOR}completion, this one has no {SEPARATOR}"
+                file, number, f"no completion: there is no {SEPARATOR}; a line reads prompt{SEPARATOR}completion"
             )
         yield _row(file, number, prompt, completion)
 
@@ -213,11 +220,15 @@ def _wrong_header(file: str, line: int, cells: list[str]) -> UserError:
 
 
 def _tsv_records(file: str, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Spreadsheets put quotes around cells, corpora do not and hold stray quotes. Whichever fits the whole file counts."""
+    """Spreadsheets put quotes around cells, corpora do not and hold stray quotes: what fits the whole file counts.
+
+    A cell with a line end and a tab in it is most likely several rows between two stray quotes.
+    """
     if '"' in text:
         try:
             records = list(_records(file, text, "\t", csv.QUOTE_MINIMAL))
-            if len({len(cells) for _, cells in records}) == 1:
+            stray = any("\n" in cell and "\t" in cell for _, cells in records for cell in cells)
+            if not stray and len({len(cells) for _, cells in records}) == 1:
                 return iter(records)
         except UserError:
             pass

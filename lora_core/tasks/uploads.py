@@ -85,7 +85,8 @@ def split(content: Content, seed: int, remarks: list[str]) -> tuple[tuple[Row, .
         groups.setdefault(key(row), []).append(row)
     if len(groups) < 2:
         raise UserError(
-            f"{content.file} has only one distinct row, so that none can be held out; give more rows or a file of held-out rows"
+            f"{content.file} has only one distinct row, so that none can be held out;"
+            " give more rows, or a file of held-out rows"
         )
     if len({r.key for r in rows}) == 1:
         remarks.append(f"all rows of {content.file} have the same prompt, so the held-out rows share it with training")
