@@ -15,6 +15,7 @@ from typing import Any
 
 from lora_core.errors import UserError
 
+FULL = "No space left on device"
 WHY = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -52,13 +53,15 @@ def writing(where: Path | str) -> Iterator[None]:
     """Turns the system's refusal to write (full, read-only, not allowed) into a UserError that names the folder."""
     try:
         yield
-    except OSError as error:
-        if error.errno in WHY:
-            raise UserError(
-                f"cannot write to {where}: {WHY[error.errno]}; "
-                "make room there, or name another folder with the environment variable LORA_LAB_HOME"
-            ) from error
-        raise
+    except Exception as error:
+        # safetensors has an error class of its own, with the system's words in it
+        number = error.errno if isinstance(error, OSError) else errno.ENOSPC if FULL in str(error) else None
+        if number not in WHY or isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"cannot write to {where}: {WHY[number]}; "
+            "make room there, or name another folder with the environment variable LORA_LAB_HOME"
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:
