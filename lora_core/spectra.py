@@ -82,12 +82,32 @@ def batched_singular_values(factors: Mapping[str, tuple[np.ndarray, np.ndarray, 
         B = np.stack([factors[k][0] for k in keys]).astype(np.float64, copy=False)
         A = np.stack([factors[k][1] for k in keys]).astype(np.float64, copy=False)
         s = np.array([factors[k][2] for k in keys])
-        rb = np.linalg.qr(B, mode="r")
-        ra = np.linalg.qr(A.transpose(0, 2, 1), mode="r")
+        rb, ra = _triangle(B), _triangle(A.transpose(0, 2, 1))
         core = s[:, None, None] * (rb @ ra.transpose(0, 2, 1))
         sigma = np.linalg.svd(core, compute_uv=False)
         out |= dict(zip(keys, sigma, strict=True))
     return {k: out[k] for k in factors}
+
+
+def _triangle(X: np.ndarray) -> np.ndarray:
+    """R (n, k, r) of the thin QR of each X (n, m, r), up to signs.
+
+    By Cholesky of XᵀX, twice: one pass loses accuracy like the square of X's condition, the second gains it back as
+    long as that is below about 1e7 (Yamamoto et al. 2015), and both are products of matrices, some 30 times faster
+    than a Householder QR of these shapes. Worse conditioned matrices take the QR.
+    """
+    scale = np.abs(X).max(axis=(1, 2), keepdims=True)
+    try:
+        with np.errstate(invalid="raise", divide="raise"):
+            Y = X / scale
+        L = np.linalg.cholesky(Y.transpose(0, 2, 1) @ Y)
+        inverse = np.linalg.inv(L)
+        if (np.linalg.norm(L, axis=(1, 2)) * np.linalg.norm(inverse, axis=(1, 2))).max() > 1e6:
+            return np.linalg.qr(X, mode="r")
+        Q = Y @ inverse.transpose(0, 2, 1)
+        return scale * (L @ np.linalg.cholesky(Q.transpose(0, 2, 1) @ Q)).transpose(0, 2, 1)
+    except (np.linalg.LinAlgError, FloatingPointError):  # a zero or rank-deficient matrix, or more columns than rows
+        return np.linalg.qr(X, mode="r")
 
 
 def _spectrum(path: str, target: str, layer: int | None, rank: int, shape: tuple[int, int], s: np.ndarray) -> Spectrum:
