@@ -26,7 +26,7 @@ def distinct(
     while len(found) < train + test:
         prompt, completion = make(rng)
         misses = 0 if prompt not in found else misses + 1
-        if misses > 2000:
+        if misses > 300:
             raise UserError(f"{task} has not enough different examples for {train:,} + {test:,} rows; ask for fewer")
         found.setdefault(prompt, completion)
     pairs = list(found.items())

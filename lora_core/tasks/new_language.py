@@ -1,7 +1,7 @@
 """new-language: English -> Ovarni, a language that nobody speaks.
 
 Its words follow their own sound pattern and its grammar is unlike English, so nothing of it was in pre-training:
-a model has to learn some seventy words and these rules from the rows alone.
+a model has to learn some sixty words and these rules from the rows alone.
 
 - The verb comes first, then subject, object, place: "the girl saw a dog" is saw-girl-dog.
 - A verb ends in its tense and in the class of its subject. "I", "you" and "they" are endings, not words.

@@ -122,7 +122,7 @@ def generate(seed: int, train: int, test: int) -> tuple[tuple[Row, ...], tuple[R
     seen: set[str] = set()
 
     def fresh() -> dict[str, str]:
-        for _ in range(2000):
+        for _ in range(300):
             facts = attributes(rng)
             combination = prompt({k: v for k, v in facts.items() if k != "name"})
             if combination not in seen:
