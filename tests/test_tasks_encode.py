@@ -105,7 +105,8 @@ CONVERSATION = Row(
 def test_messages_use_the_chat_template_and_train_the_last_reply() -> None:
     made = encode(TOKENIZER, CONVERSATION, TEMPLATE)
     before = (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+        "<|im_start|>assistant\nHello<|im_end|>\n"
         "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
     )
     assert TOKENIZER.decode(made.ids[: made.start]) == before == prompt_text(TOKENIZER, CONVERSATION, TEMPLATE)

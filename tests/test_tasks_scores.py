@@ -117,7 +117,9 @@ def test_same_json(a: str, b: str, same: bool) -> None:
     assert same_json(json.loads(b), json.loads(a)) is same
 
 
-@pytest.mark.parametrize("text", ["", "{", "{'a': 1}", '{"a": NaN}', '{"a": 1, "a": 2}', '{"a": 1} done', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["", "{", "{'a': 1}", '{"a": NaN}', '{"a": 1, "a": 2}', '{"a": 1} done', "[" * 100_000]
+)
 def test_parse_json_refuses(text: str) -> None:
     with pytest.raises(ValueError):
         parse_json(text)

@@ -21,7 +21,7 @@ CHAT_TEMPLATE = (
 
 @cache
 def tiny_tokenizer(vocabulary: int = 400) -> PreTrainedTokenizerFast:
-    """`vocabulary` tokens: 4 special ones (end of text is <|im_end|>), all 256 bytes, merges; it has a chat template."""
+    """`vocabulary` tokens: 4 special ones (<|im_end|> ends a text), all 256 bytes, and merges; with a chat template."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[attr-defined]
     core.decoder = decoders.ByteLevel()  # type: ignore[attr-defined]
