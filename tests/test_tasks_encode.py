@@ -186,14 +186,18 @@ def test_cut_rows_are_named() -> None:
 def test_preview_shows_the_trained_part_and_all_of_the_text() -> None:
     task = load_task("restaurant", train=20)
     shown = preview(task, TOKENIZER, 5)
-    assert [row["line"] for row in shown] == [1, 2, 3, 4, 5]
-    for row, told in zip(task.train, shown, strict=False):
+    rows = [task.train[told["line"] - 1] for told in shown]
+    assert rows[0] == task.train[0] and len({row.prompt for row in rows}) == len(shown) == 5
+    for row, told in zip(rows, shown, strict=True):
         given_, trained = ("".join(p["text"] for p in told["pieces"] if p["trained"] is t) for t in (False, True))
         assert given_ == f"{row.prompt} ->"
         assert trained == f" {row.completion}<|im_end|>"
         assert told["tokens"] == len(encode(TOKENIZER, row, TEMPLATE).ids) >= len(told["pieces"])
         assert told["cut"] is False
     assert all(row["cut"] for row in preview(task, TOKENIZER, 3, max_tokens=20))
+    assert preview(task, TOKENIZER, 0) == [] and len(preview(task, TOKENIZER, 99)) == len(
+        {r.prompt for r in task.train}
+    )
 
 
 @given(prompt=WORDS, completion=WORDS)

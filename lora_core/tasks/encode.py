@@ -136,12 +136,17 @@ def cut_notes(
 
 
 def preview(task: Task, tokenizer: Any, n: int = 8, max_tokens: int = MOST_TOKENS) -> list[dict[str, Any]]:
-    """The first `n` training rows as the model sees them: {line, pieces: [{text, trained}], tokens, cut}.
+    """`n` training rows as the model sees them, one of each prompt: {line, pieces: [{text, trained}], tokens, cut}.
 
     A piece is one token's text, or several tokens' when a character is spread over them (byte-level BPE does that).
     The pieces of a row joined are the text that is trained on.
     """
-    rows = task.train[: max(0, n)] or task.test[: max(0, n)]
+    first: dict[str, Row] = {}
+    for row in task.train or task.test:
+        if len(first) >= n:
+            break
+        first.setdefault(row.key, row)
+    rows = list(first.values())
     encoded = encode_many(tokenizer, rows, task.template, max_tokens)
     return [
         {"line": row.line, "pieces": pieces(tokenizer, e.ids, e.start), "tokens": len(e.ids), "cut": e.cut}
