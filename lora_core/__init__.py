@@ -37,7 +37,6 @@ _HOME = {
     "lora_core.evaluate": ("Loss", "TokenDiff", "evaluate", "score", "token_differences"),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
-__all__ = [*_WHERE]
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted(_WHERE)
 
 
 class _Package(ModuleType):

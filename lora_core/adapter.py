@@ -47,7 +47,9 @@ class Adapter:
 
     def __repr__(self) -> str:
         n = sum(p.numel() for p in self.parameters())
-        return f"Adapter({self.name!r}, {len(self.sites)} matrices, {n:,} parameters{', merged' if self.merged else ''})"
+        return (
+            f"Adapter({self.name!r}, {len(self.sites)} matrices, {n:,} parameters{', merged' if self.merged else ''})"
+        )
 
     # ---- what it is made of
     def factors(self, key: str) -> Factors:
@@ -176,8 +178,8 @@ class Adapter:
             del self.model.lora_adapters
 
     def save(self, folder: str | Path, info: Mapping[str, Any] | None = None) -> Path:
-        """Write the adapter in PEFT's directory format (factors in float32); see `files.save_adapter`."""
-        from lora_core.files import save_adapter
+        """Write the adapter in PEFT's directory format (factors in float32); see `saving.save_adapter`."""
+        from lora_core.saving import save_adapter
 
         return save_adapter(self, folder, {**self.info, **(info or {})})
 
@@ -235,7 +237,9 @@ def put_on(model: nn.Module, spec: LoraSpec, name: str, sites: Sequence[Site],
         weight = cast(Tensor, module.weight)
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         A, B, scaling = tensors[s.key]
-        f = Factors(A.to(weight.device, dtype), B.to(weight.device, dtype), scaling, s.rows, adapter._switch, spec.dropout)
+        f = Factors(
+            A.to(weight.device, dtype), B.to(weight.device, dtype), scaling, s.rows, adapter._switch, spec.dropout
+        )
         f.to(weight.device).train(module.training)
         cast(Adapted, module).lora[f"{name}:{s.target.replace('.', '-')}"] = f
         adapter._factors[s.key] = f

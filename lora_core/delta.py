@@ -23,7 +23,9 @@ class Delta:
 
     def __post_init__(self) -> None:
         if self.B.ndim != 2 or self.A.ndim != 2 or self.B.shape[1] != self.A.shape[0]:
-            raise ValueError(f"B (out, r) and A (r, in) must share r; given {tuple(self.B.shape)} and {tuple(self.A.shape)}")
+            raise ValueError(
+                f"B (out, r) and A (r, in) must share r; given {tuple(self.B.shape)} and {tuple(self.A.shape)}"
+            )
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -116,11 +116,8 @@ def score(model: nn.Module, tokenizer: Any, task: Task, *, adapters: Sequence[st
     if not rows:
         return {name: {} for name in adapters}
     prompts = [prompt_text(tokenizer, r, task.template) for r in rows]
-    last = None
-    for last in generate(model, tokenizer, prompts, adapters=adapters, stop=stop,
-                         max_new_tokens=int(task.suggested.get("max_new_tokens", 64))):  # fmt: skip
-        pass
-    assert last is not None
+    new = int(task.suggested.get("max_new_tokens", 64))
+    *_, last = generate(model, tokenizer, prompts, adapters=adapters, stop=stop, max_new_tokens=new)
     return {name: task.score([t[j].strip() for t in last.texts], rows) for j, name in enumerate(adapters)}
 
 
@@ -144,7 +141,9 @@ def token_differences(model: nn.Module, tokenizer: Any, prompt: str, completion:
     if n <= 0:
         return []
     both = torch.tensor([ids, ids], device=objective.device)
-    at = torch.cat([torch.arange(e.start - 1, len(ids) - 1) + row * (len(ids) - 1) for row in (0, 1)]).to(objective.device)
+    at = torch.cat([torch.arange(e.start - 1, len(ids) - 1) + row * (len(ids) - 1) for row in (0, 1)]).to(
+        objective.device
+    )
     was = model.training
     model.eval()
     try:
@@ -157,7 +156,9 @@ def token_differences(model: nn.Module, tokenizer: Any, prompt: str, completion:
 
     def tops(side: int, i: int) -> tuple[tuple[str, float], ...]:
         values: Tensor = best.values[side, i].exp()
-        return tuple((tokenizer.decode([t]), p) for t, p in zip(best.indices[side, i].tolist(), values.tolist(), strict=True))
+        return tuple(
+            (tokenizer.decode([t]), p) for t, p in zip(best.indices[side, i].tolist(), values.tolist(), strict=True)
+        )
 
     return [TokenDiff(text=texts[i], base_logprob=float(logp[0, i, t]), adapted_logprob=float(logp[1, i, t]),
                       base_top=tops(0, i), adapted_top=tops(1, i)) for i, t in enumerate(ids[e.start :])]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Adapters on disk: PEFT's directory format, read and written, checked strictly. Safetensors only, never pickle.
+"""Adapters on disk: PEFT's directory format, read and checked strictly. Safetensors only, never pickle.
 
 A folder holds `adapter_config.json` and `adapter_model.safetensors`, which PEFT reads, and `lora_lab.json`, which adds
 what PEFT has no words for: which slice of a fused module a matrix is, and where the adapter comes from. Slices of one
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,18 +31,29 @@ CONFIG, WEIGHTS, LAB = "adapter_config.json", "adapter_model.safetensors", "lora
 PREFIX = "base_model.model."
 MAX_JSON, MAX_HEADER, MAX_WEIGHTS = 4 << 20, 4 << 20, 8 << 30  # bytes
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
+Factors = tuple[np.ndarray, np.ndarray, float]  # A (r, in), B (out, r), scaling
 # What PEFT can say and this library does not do: anything but the value here is refused by its name.
 PLAIN: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False, None), "bias": ("none", None), "modules_to_save": (None, []), "lora_bias": (False, None),
-    "layer_replication": (None,), "target_parameters": (None, []), "trainable_token_indices": (None,),
-    "use_qalora": (False, None), "alora_invocation_tokens": (None,), "use_bdlora": (None, False),
-    "arrow_config": (None,), "kasa_config": (None,), "velora_config": (None,), "monteclora_config": (None,),
-}  # fmt: skip
+    "use_dora": (False, None),
+    "bias": ("none", None),
+    "modules_to_save": (None, []),
+    "lora_bias": (False, None),
+    "layer_replication": (None,),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None,),
+    "use_qalora": (False, None),
+    "alora_invocation_tokens": (None,),
+    "use_bdlora": (None, False),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "velora_config": (None,),
+    "monteclora_config": (None,),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredSite:
-    """One matrix of a stored adapter: where it belongs, and ΔW = scaling·B·A with A (r, in), B (out, r), float arrays."""
+    """One matrix of a stored adapter: where it belongs, and ΔW = scaling·B·A with A (r, in) and B (out, r)."""
 
     key: str
     path: str
@@ -84,12 +94,17 @@ def read_adapter(folder: str | Path) -> Stored:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"no adapter at {folder}: " + ("it is a file; give its folder" if folder.exists() else "there is no such folder"))
+        raise UserError(
+            f"no adapter at {folder}: "
+            + ("it is a file; give its folder" if folder.exists() else "there is no such folder")
+        )
     config = _read_json(folder / CONFIG)
     if not (folder / WEIGHTS).is_file():
         pickles = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
         if pickles:
-            raise UserError(f"{folder / pickles[0]} is a pickle, which can run code when opened; save the adapter as {WEIGHTS}")
+            raise UserError(
+                f"{folder / pickles[0]} is a pickle, which can run code when opened; save the adapter as {WEIGHTS}"
+            )
         raise UserError(f"{folder} has no {WEIGHTS}")
     _check_config(folder, config)
     tensors = _read_tensors(folder / WEIGHTS)
@@ -104,10 +119,18 @@ def read_adapter(folder: str | Path) -> Stored:
     try:
         spec = LoraSpec.from_dict(lab["spec"])
         sites = _split(whole, lab["sites"])
-        return Stored(folder=folder, config=config, sites=sites, spec=spec, info=dict(lab.get("info", {})),
-                      fresh=bool(lab.get("fresh", False)))  # fmt: skip
+        return Stored(
+            folder=folder,
+            config=config,
+            sites=sites,
+            spec=spec,
+            info=dict(lab.get("info", {})),
+            fresh=bool(lab.get("fresh", False)),
+        )
     except (KeyError, TypeError, ValueError, IndexError) as e:
-        raise UserError(f"{folder / LAB} does not fit {WEIGHTS} ({e}); without it the folder reads as a plain PEFT adapter") from None
+        raise UserError(
+            f"{folder / LAB} does not fit {WEIGHTS} ({e}); without it the folder reads as a plain PEFT adapter"
+        ) from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -137,7 +160,9 @@ def _check_config(folder: Path, config: Mapping[str, Any]) -> None:
             raise UserError(f"{folder / CONFIG}: {name} is {value!r}, not a positive number")
     for name in ("rank_pattern", "alpha_pattern"):
         values = config.get(name) or {}
-        if not isinstance(values, dict) or not all(isinstance(v, (int, float)) and 0 < v < math.inf for v in values.values()):
+        if not isinstance(values, dict) or not all(
+            isinstance(v, (int, float)) and 0 < v < math.inf for v in values.values()
+        ):
             raise UserError(f"{folder / CONFIG}: {name} must map module names to positive numbers")
 
 
@@ -167,14 +192,16 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
     return out
 
 
-def _pair(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
+def _pair(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, Factors]:
     """{module path: (A, B, scaling)}; every tensor used, every shape and number checked."""
     file = folder / WEIGHTS
     found: dict[str, dict[str, np.ndarray]] = {}
     for name, value in tensors.items():
         path, dot, part = name.removesuffix(".weight").rpartition(".lora_")
         if not dot or part not in ("A", "B") or not name.startswith(PREFIX) or not name.endswith(".weight"):
-            raise UserError(f"{file}: unknown tensor {name!r}; expected {PREFIX}<module>.lora_A.weight and .lora_B.weight")
+            raise UserError(
+                f"{file}: unknown tensor {name!r}; expected {PREFIX}<module>.lora_A.weight and .lora_B.weight"
+            )
         found.setdefault(path.removeprefix(PREFIX), {})[part] = value
     if not found:
         raise UserError(f"{file} holds no factors")
@@ -190,7 +217,9 @@ def _pair(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndar
         A, B = pair["A"], pair["B"]
         r = _lookup(config.get("rank_pattern"), path, config["r"])
         if A.shape[0] != r or B.shape[1] != r:
-            raise UserError(f"{file}: {path} has A {A.shape} and B {B.shape}; by {CONFIG} its rank is {r}, so A must be ({r}, in) and B (out, {r})")
+            raise UserError(
+                f"{file}: {path} has A {A.shape} and B {B.shape}; by {CONFIG} its rank is {r}, so A must be ({r}, in) and B (out, {r})"
+            )
         alpha = _lookup(config.get("alpha_pattern"), path, config["lora_alpha"])
         out[path] = (A, B, alpha / math.sqrt(r) if config.get("use_rslora") else alpha / r)
     return out
@@ -204,7 +233,9 @@ def _lookup(patterns: Mapping[str, float] | None, path: str, default: float) -> 
     return default
 
 
-def _split(whole: Mapping[str, tuple[np.ndarray, np.ndarray, float]], sites: list[dict[str, Any]]) -> dict[str, StoredSite]:
+def _split(
+    whole: Mapping[str, tuple[np.ndarray, np.ndarray, float]], sites: list[dict[str, Any]]
+) -> dict[str, StoredSite]:
     """Our matrices out of PEFT's modules: whole ones as they are, slices out of their block."""
     out: dict[str, StoredSite] = {}
     taken: dict[str, int] = {}
@@ -223,8 +254,15 @@ def _split(whole: Mapping[str, tuple[np.ndarray, np.ndarray, float]], sites: lis
         ratio = s / float(d["scaling"])  # 1 unless slices of one module differ in their scaling
         block = B[rows, cols]
         out[d["key"]] = StoredSite(
-            key=str(d["key"]), path=str(d["path"]), target=str(d["target"]), layer=d["layer"], layout=layout,  # type: ignore[arg-type]
-            A=A[cols], B=block if ratio == 1 else block * ratio, scaling=float(d["scaling"]))  # fmt: skip
+            key=str(d["key"]),
+            path=str(d["path"]),
+            target=str(d["target"]),
+            layer=d["layer"],
+            layout=layout,  # type: ignore[arg-type]
+            A=A[cols],
+            B=block if ratio == 1 else block * ratio,
+            scaling=float(d["scaling"]),
+        )
         if out[d["key"]].A.shape[0] != int(d["rank"]):
             raise ValueError(f"{d['key']} is said to have rank {d['rank']}")
     for path, (A, B, _) in whole.items():
@@ -244,15 +282,29 @@ def load_into(model: nn.Module, folder: Path, name: str | None, allow_zero: bool
 
     stored = read_adapter(folder)
     if not (allow_zero or stored.fresh) and not any(s.B.any() for s in stored.sites.values()):
-        raise UserError(f"every B in {folder / WEIGHTS} is zero: the adapter would change nothing. If that is meant, load it with allow_zero=True")
+        raise UserError(
+            f"every B in {folder / WEIGHTS} is zero: the adapter would change nothing."
+            " If that is meant, load it with allow_zero=True"
+        )
     sites, tensors = [], {}
     for s in stored.sites.values():
         host = path_site(model, s.path)  # says what there is, and the nearest match, where the path is unknown
-        site = Site(path=s.path, key=s.key, target=s.target, layer=s.layer, layout=s.layout, in_=host.in_,
-                    out=host.out // 3 if s.layout else host.out, transposed=host.transposed)  # fmt: skip
+        site = Site(
+            path=s.path,
+            key=s.key,
+            target=s.target,
+            layer=s.layer,
+            layout=s.layout,
+            in_=host.in_,
+            out=host.out // 3 if s.layout else host.out,
+            transposed=host.transposed,
+        )
         if (s.B.shape[0], s.A.shape[1]) != (site.out, site.in_):
-            raise UserError(f"{s.key} in {folder} is {s.B.shape[0]}×{s.A.shape[1]}, but the model's matrix is {site.out}×{site.in_}: "
-                            f"the adapter was made for another model ({stored.base or 'unnamed'})")  # fmt: skip
+            raise UserError(
+                f"{s.key} in {folder} is {s.B.shape[0]}×{s.A.shape[1]}, but the model's matrix is"
+                f" {site.out}×{site.in_}: "
+                f"the adapter was made for another model ({stored.base or 'unnamed'})"
+            )
         sites.append(site)
         tensors[s.key] = (torch.tensor(s.A), torch.tensor(s.B), s.scaling)
     spec = stored.spec or _foreign_spec(stored)
@@ -271,104 +323,11 @@ def _foreign_spec(stored: Stored) -> LoraSpec:
     ranks = {k: s.A.shape[0] for k, s in stored.sites.items()}
     alphas = {k: float(_lookup(c.get("alpha_pattern"), s.path, c["lora_alpha"])) for k, s in stored.sites.items()}
     return LoraSpec(
-        targets=tuple(stored.sites), rank=int(c["r"]), alpha=float(c["lora_alpha"]),
+        targets=tuple(stored.sites),
+        rank=int(c["r"]),
+        alpha=float(c["lora_alpha"]),
         scaling="alpha/sqrt(r)" if c.get("use_rslora") else "alpha/r",
         dropout=float(c.get("lora_dropout") or 0.0),
         rank_pattern=tuple((k, r) for k, r in ranks.items() if r != c["r"]),
-        alpha_pattern=tuple((k, a) for k, a in alphas.items() if a != c["lora_alpha"]))  # fmt: skip
-
-
-# ---- writing -----------------------------------------------------------------------------------------------------
-def save_adapter(adapter: Adapter, folder: str | Path, info: Mapping[str, Any]) -> Path:
-    """Write an adapter so that PEFT and this library read the same ΔW; factors in float32.
-
-    Each file is written whole before it takes its name, so that a reader never sees half of one.
-    Raises UserError when the folder cannot be written.
-    """
-    from safetensors.numpy import save
-
-    folder = Path(folder)
-    spec, blocks, listed = adapter.spec, {}, []
-    by_path: dict[str, list[str]] = {}
-    for key, s in adapter.sites.items():
-        by_path.setdefault(s.path, []).append(key)
-    for path, keys in by_path.items():
-        pairs = {k: (adapter.factors(k).A.detach().cpu().float().numpy(), adapter.factors(k).B.detach().cpu().float().numpy()) for k in keys}
-        scalings = {k: adapter.factors(k).scaling for k in keys}
-        scale = max(scalings.values())
-        A = np.concatenate([pairs[k][0] for k in keys])
-        first = adapter.sites[keys[0]]
-        B = np.zeros((3 * first.out if first.layout else first.out, A.shape[0]), np.float32)
-        col = 0
-        for k in keys:
-            s, b = adapter.sites[k], pairs[k][1]
-            rows = rows_of(s.layout[0], s.layout[1], B.shape[0], s.layout[2]) if s.layout else slice(None)
-            B[rows, col : col + b.shape[1]] = b if scalings[k] == scale else b * (scalings[k] / scale)
-            col += b.shape[1]
-            listed.append({"key": k, "path": path, "target": s.target, "layer": s.layer, "rank": b.shape[1],
-                           "scaling": scalings[k], "layout": s.layout})  # fmt: skip
-        blocks[path] = (A, B, scale)
-    tensors = {}
-    for path, (A, B, _) in blocks.items():
-        tensors[f"{PREFIX}{path}.lora_A.weight"], tensors[f"{PREFIX}{path}.lora_B.weight"] = A, B
-    lab = {"format": 1, "spec": spec.to_dict(), "sites": listed, "info": dict(info),
-           "fresh": not any(B.any() for _, B, _ in blocks.values())}  # fmt: skip
-    config = _peft_config(adapter, {p: (A.shape[0], s) for p, (A, _, s) in blocks.items()}, dict(info))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
-        write(folder / CONFIG, json.dumps(config, indent=2).encode())
-        write(folder / LAB, json.dumps(lab, indent=1, ensure_ascii=False).encode())
-    except OSError as e:
-        raise UserError(f"cannot write the adapter to {folder}: {e.strerror or e}") from None
-    return folder
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: beside it, flushed to disk, then renamed over it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _peft_config(adapter: Adapter, modules: Mapping[str, tuple[int, float]], info: Mapping[str, Any]) -> dict[str, Any]:
-    """adapter_config.json for modules {path: (rank, scaling)}."""
-    spec = adapter.spec
-    root = spec.scaling == "alpha/sqrt(r)"
-    alphas = {p: s * (math.sqrt(r) if root else r) for p, (r, s) in modules.items()}
-    r, alpha = next((r, alphas[p]) for p, (r, _) in modules.items())
-    model_config = getattr(adapter.model, "config", None)
-    architecture = type(adapter.model).__name__
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if architecture.endswith(("ForCausalLM", "LMHeadModel")) else None,
-        "base_model_name_or_path": info.get("model") or getattr(model_config, "_name_or_path", None) or None,
-        "r": r,
-        "lora_alpha": alpha,
-        "use_rslora": root,
-        "lora_dropout": spec.dropout,
-        "rank_pattern": {f"^{p}": n for p, (n, _) in modules.items() if n != r},
-        "alpha_pattern": {f"^{p}": a for p, a in alphas.items() if a != alpha},
-        "target_modules": _shortest(adapter.model, list(modules)),
-        "fan_in_fan_out": any(s.transposed for s in adapter.sites.values()),
-        "bias": "none",
-        "modules_to_save": None,
-        "init_lora_weights": True,
-        "inference_mode": True,
-    }
-
-
-def _shortest(model: nn.Module, paths: list[str]) -> list[str]:
-    """Names that PEFT's rule (a dotted end of the path) turns into exactly these modules: short ones where they do."""
-    every = [n for n, _ in model.named_modules()]
-    for parts in (1, 2):
-        names = list(dict.fromkeys(".".join(p.split(".")[-parts:]) for p in paths))
-        if {n for n in every if any(n == e or n.endswith("." + e) for e in names)} == set(paths):
-            return names
-    return paths
+        alpha_pattern=tuple((k, a) for k, a in alphas.items() if a != c["lora_alpha"]),
+    )

@@ -33,9 +33,18 @@ class Generation:
         return asdict(self)
 
 
-def generate(model: nn.Module, tokenizer: Any, prompts: Sequence[str] | str, adapters: Sequence[str | None] = (None,), *,
-             max_new_tokens: int = 64, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,
-             stop: Callable[[], bool] | None = None) -> Iterator[Generation]:  # fmt: skip
+def generate(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str] | str,
+    adapters: Sequence[str | None] = (None,),
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stop: Callable[[], bool] | None = None,
+) -> Iterator[Generation]:
     """Continue every prompt with every adapter (None: the base model); one event a token, the last with done=True.
 
     prompts are given to the model as they stand: `tasks.prompt_text` puts one into a task's template.
@@ -147,7 +156,9 @@ def _pick(logits: Tensor, temperature: float, top_p: float, generator: torch.Gen
     return torch.multinomial(p, 1, generator=generator).squeeze(1)
 
 
-def _check(prompts: list[str], adapters: tuple[str | None, ...], max_new_tokens: int, temperature: float, top_p: float) -> None:
+def _check(
+    prompts: list[str], adapters: tuple[str | None, ...], max_new_tokens: int, temperature: float, top_p: float
+) -> None:
     if not prompts or not adapters:
         raise UserError("nothing to generate: give at least one prompt and one adapter (None is the base model)")
     if not 1 <= max_new_tokens <= 100_000:

@@ -20,6 +20,8 @@ from lora_core.families import FAMILIES, STAGES, TARGETS, TITLES, guess, pattern
 from lora_core.spec import LoraSpec
 
 Rows = slice | torch.Tensor | None  # None: all rows of the weight
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Site:
     """One matrix W0 (out, in) of a model: `rows` of the weight of the module at `path`.

@@ -55,8 +55,10 @@ def spectra(adapter: Adapter | Stored) -> dict[str, Spectrum]:
     """{key: Spectrum} of all adapted matrices, in the adapter's order; from an attached adapter or a stored one."""
     items = _items(adapter)
     sigmas = batched_singular_values({k: (B, A, s) for k, (_, _, B, A, s) in items.items()})
-    return {k: _spectrum(k, t, layer, B.shape[1], (B.shape[0], A.shape[1]), sigmas[k])
-            for k, (t, layer, B, A, _) in items.items()}  # fmt: skip
+    return {
+        k: _spectrum(k, t, layer, B.shape[1], (B.shape[0], A.shape[1]), sigmas[k])
+        for k, (t, layer, B, A, _) in items.items()
+    }
 
 
 def _items(adapter: Adapter | Stored) -> dict[str, tuple[str, int | None, np.ndarray, np.ndarray, float]]:
@@ -103,27 +105,53 @@ def _triangle(X: np.ndarray) -> np.ndarray:
         L = np.linalg.cholesky(Y.transpose(0, 2, 1) @ Y)
         inverse = np.linalg.inv(L)
         if (np.linalg.norm(L, axis=(1, 2)) * np.linalg.norm(inverse, axis=(1, 2))).max() > 1e6:
-            return np.linalg.qr(X, mode="r")
+            return _qr(X)
         Q = Y @ inverse.transpose(0, 2, 1)
         return scale * (L @ np.linalg.cholesky(Q.transpose(0, 2, 1) @ Q)).transpose(0, 2, 1)
     except (np.linalg.LinAlgError, FloatingPointError):  # a zero or rank-deficient matrix, or more columns than rows
-        return np.linalg.qr(X, mode="r")
+        return _qr(X)
+
+
+def _qr(X: np.ndarray) -> np.ndarray:
+    return np.asarray(np.linalg.qr(X, mode="r"))
 
 
 def _spectrum(path: str, target: str, layer: int | None, rank: int, shape: tuple[int, int], s: np.ndarray) -> Spectrum:
     top = float(s[0]) if len(s) else 0.0
     if top == 0:
-        return Spectrum(path=path, target=target, layer=layer, rank=rank, shape=shape, singular_values=tuple(s.tolist()),
-                        norm=0.0, stable_rank=0.0, participation=0.0, entropy_rank=0.0, roy_vetterli=0.0,
-                        energy_90=0, energy_99=0)  # fmt: skip
+        return Spectrum(
+            path=path,
+            target=target,
+            layer=layer,
+            rank=rank,
+            shape=shape,
+            singular_values=tuple(s.tolist()),
+            norm=0.0,
+            stable_rank=0.0,
+            participation=0.0,
+            entropy_rank=0.0,
+            roy_vetterli=0.0,
+            energy_90=0,
+            energy_99=0,
+        )
     t = s / top  # so that squares of tiny and huge values neither vanish nor overflow
     e = t * t
     share = np.cumsum(e) / e.sum()
     return Spectrum(
-        path=path, target=target, layer=layer, rank=rank, shape=shape, singular_values=tuple(s.tolist()),
-        norm=top * float(np.sqrt(e.sum())), stable_rank=float(e.sum()), participation=float(e.sum() ** 2 / (e * e).sum()),
-        entropy_rank=_exp_entropy(e / e.sum()), roy_vetterli=_exp_entropy(t / t.sum()),
-        energy_90=energy_rank(share, 0.90), energy_99=energy_rank(share, 0.99))  # fmt: skip
+        path=path,
+        target=target,
+        layer=layer,
+        rank=rank,
+        shape=shape,
+        singular_values=tuple(s.tolist()),
+        norm=top * float(np.sqrt(e.sum())),
+        stable_rank=float(e.sum()),
+        participation=float(e.sum() ** 2 / (e * e).sum()),
+        entropy_rank=_exp_entropy(e / e.sum()),
+        roy_vetterli=_exp_entropy(t / t.sum()),
+        energy_90=energy_rank(share, 0.90),
+        energy_99=energy_rank(share, 0.99),
+    )
 
 
 def _exp_entropy(p: np.ndarray) -> float:

@@ -30,7 +30,9 @@ def _cosines(A1: Any, A2: Any, i: int, j: int) -> np.ndarray:
     """Cosines of the principal angles between the two spans, min(i, j) of them."""
     U1, U2 = _top(A1, i), _top(A2, j)
     if U1.shape[0] != U2.shape[0]:
-        raise UserError(f"the matrices act on inputs of {U1.shape[0]} and {U2.shape[0]} numbers; they cannot be compared")
+        raise UserError(
+            f"the matrices act on inputs of {U1.shape[0]} and {U2.shape[0]} numbers; they cannot be compared"
+        )
     return np.clip(np.linalg.svd(U1.T @ U2, compute_uv=False), 0.0, 1.0)
 
 

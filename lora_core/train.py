@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import time
 from collections import deque
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
 
+from lora_core.checkpoint import restore_checkpoint, save_checkpoint
 from lora_core.errors import UserError, unknown
 from lora_core.evaluate import mean_loss, spread
 from lora_core.objective import CausalLM, endless
@@ -92,7 +91,9 @@ class TrainConfig:
         if step <= warm:
             return self.lr * step / warm
         left = (self.steps - step + 1) / (self.steps - warm)  # 1 at the first step after the warm-up
-        return self.lr * {"linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left), "constant": 1.0}[self.schedule]
+        return (
+            self.lr * {"linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left), "constant": 1.0}[self.schedule]
+        )
 
     @property
     def eval_steps(self) -> frozenset[int]:
@@ -147,8 +148,15 @@ class TrainEvent:
         return {k: v for k, v in asdict(self).items() if v is not None}
 
 
-def train(adapter: Adapter, task: Task | str, config: TrainConfig | None = None, *, tokenizer: Any = None,
-          stop: Callable[[], bool] | None = None, checkpoint: str | Path | None = None) -> Iterator[TrainEvent]:  # fmt: skip
+def train(
+    adapter: Adapter,
+    task: Task | str,
+    config: TrainConfig | None = None,
+    *,
+    tokenizer: Any = None,
+    stop: Callable[[], bool] | None = None,
+    checkpoint: str | Path | None = None,
+) -> Iterator[TrainEvent]:
     """Train an attached adapter on a task; an event after every step. The base model stays as it is.
 
     task        a Task, or the name of a built-in one
@@ -178,7 +186,7 @@ def train(adapter: Adapter, task: Task | str, config: TrainConfig | None = None,
     start, tokens, train_s, base_loss = 0, 0, 0.0, None
     file = Path(checkpoint) if checkpoint else None
     if file and file.exists():
-        start, tokens, train_s, base_loss = _restore(file, adapter, optimizer, config)
+        start, tokens, train_s, base_loss = restore_checkpoint(file, adapter, optimizer, config)
         for _ in range(start * config.accumulate):
             next(order)
     began, before = time.perf_counter(), train_s
@@ -192,7 +200,11 @@ def train(adapter: Adapter, task: Task | str, config: TrainConfig | None = None,
         spent = sum(s for _, s in recent)
         speed = sum(n for n, _ in recent) / spent if spent else None
         per_step = (train_s - before) / max(1, step - start)
-        left = (config.steps - step) * per_step + sum(s > step for s in config.eval_steps) * eval_s if step > start else None
+        left = (
+            (config.steps - step) * per_step + sum(s > step for s in config.eval_steps) * eval_s
+            if step > start
+            else None
+        )
         return TrainEvent(kind=kind, step=step, steps=config.steps, tokens=tokens, tokens_per_s=speed, train_s=train_s,
                           seconds=time.perf_counter() - began, left_s=left, **more)  # fmt: skip
 
@@ -207,7 +219,9 @@ def train(adapter: Adapter, task: Task | str, config: TrainConfig | None = None,
         for step in range(start + 1, config.steps + 1):
             at = time.perf_counter()
             model.train()
-            batches = [objective.batch([items[i] for i in indices]) for indices in itertools.islice(order, config.accumulate)]
+            batches = [
+                objective.batch([items[i] for i in indices]) for indices in itertools.islice(order, config.accumulate)
+            ]
             labelled = sum(b.labelled for b in batches)
             lr = config.rate(step)
             for group in optimizer.param_groups:
@@ -246,17 +260,22 @@ def train(adapter: Adapter, task: Task | str, config: TrainConfig | None = None,
                 eval_s = time.perf_counter() - at
                 yield event("held", held_loss=held_loss)
                 if not math.isfinite(held_loss or 0.0):
-                    reason, message = "diverged", f"the held-out loss is not a finite number after step {step}: the learning rate is too large"
+                    reason, message = (
+                        "diverged",
+                        f"the held-out loss is not a finite number after step {step}: the learning rate is too large",
+                    )
                     break
             if file and config.checkpoint_every and step % config.checkpoint_every == 0 and step < config.steps:
-                _save(file, adapter, optimizer, config, step, tokens, train_s, base_loss)
+                save_checkpoint(file, adapter, optimizer, config, step, tokens, train_s, base_loss)
             if stop is not None and stop() and step < config.steps:
                 reason, message = "stopped", f"stopped after step {step} of {config.steps}; the adapter is kept"
                 break
         if reason == "stopped" and step not in config.eval_steps:
             held_loss = mean_loss(objective, held)
             yield event("held", held_loss=held_loss)
-        yield event("end", loss=held_loss, held_loss=held_loss, reason=reason, message=message, norms=update_norms(adapter))
+        yield event(
+            "end", loss=held_loss, held_loss=held_loss, reason=reason, message=message, norms=update_norms(adapter)
+        )
         if file and reason == "done":
             file.unlink(missing_ok=True)
     finally:
@@ -276,7 +295,9 @@ def tokenizer_of(model: Any) -> Any:
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(where)
-    raise UserError("this model came without its tokenizer: pass tokenizer=, or load the model with lora_core.load_model")
+    raise UserError(
+        "this model came without its tokenizer: pass tokenizer=, or load the model with lora_core.load_model"
+    )
 
 
 @torch.no_grad()
@@ -292,45 +313,3 @@ def update_norms(adapter: Adapter) -> dict[str, float]:
 
 def _can_fuse(params: list[torch.nn.Parameter]) -> bool:
     return all(p.device.type in ("cpu", "cuda") for p in params)
-
-
-# ---- checkpoints: all that the next step depends on ----------------------------------------------------------------
-def _save(file: Path, adapter: Adapter, optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, tokens: int,
-          train_s: float, base_loss: float | None) -> None:  # fmt: skip
-    from safetensors.torch import save
-
-    from lora_core.files import write
-
-    tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
-    for name, p in adapter.named_parameters():
-        state = optimizer.state[p]
-        tensors |= {f"{name}|p": p.detach(), f"{name}|m": state["exp_avg"], f"{name}|v": state["exp_avg_sq"],
-                    f"{name}|t": torch.as_tensor(state["step"]).reshape(1)}  # fmt: skip
-    meta = {"step": step, "tokens": tokens, "train_s": train_s, "base_loss": base_loss, "config": config.to_dict()}
-    try:
-        write(file, save({k: v.contiguous().cpu() for k, v in tensors.items()}, {"state": json.dumps(meta)}))
-    except OSError as e:
-        raise UserError(f"cannot write the checkpoint {file}: {e.strerror or e}") from None
-
-
-def _restore(file: Path, adapter: Adapter, optimizer: torch.optim.Optimizer, config: TrainConfig) -> tuple[int, int, float, float | None]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(file), "pt") as f:
-            meta = json.loads((f.metadata() or {})["state"])
-            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118  (no mapping)
-    except (SafetensorError, OSError, KeyError, ValueError) as e:
-        raise UserError(f"the checkpoint {file} cannot be read ({e}); delete it to start again") from None
-    same = {k: v for k, v in config.to_dict().items() if k not in ("dtype", "device", "checkpoint_every", "norms_every")}
-    changed = [k for k, v in same.items() if meta["config"].get(k) != v]
-    if changed:
-        raise UserError(f"the checkpoint {file} was made with another {changed[0]}: "
-                        f"{meta['config'].get(changed[0])!r}, not {same[changed[0]]!r}")  # fmt: skip
-    with torch.no_grad():
-        for name, p in adapter.named_parameters():
-            p.copy_(tensors[f"{name}|p"])
-            optimizer.state[p] = {"step": tensors[f"{name}|t"].reshape(()), "exp_avg": tensors[f"{name}|m"].to(p.device),
-                                  "exp_avg_sq": tensors[f"{name}|v"].to(p.device)}  # fmt: skip
-    torch.set_rng_state(tensors["rng"])
-    return meta["step"], meta["tokens"], meta["train_s"], meta["base_loss"]

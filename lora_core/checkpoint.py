@@ -1,0 +1,78 @@
+"""Checkpoints of a run: all that its next step depends on, so that it goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lora_core.errors import UserError
+
+if TYPE_CHECKING:
+    from lora_core.adapter import Adapter
+    from lora_core.train import TrainConfig
+
+
+def save_checkpoint(
+    file: Path,
+    adapter: Adapter,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    step: int,
+    tokens: int,
+    train_s: float,
+    base_loss: float | None,
+) -> None:
+    from safetensors.torch import save
+
+    from lora_core.saving import write
+
+    tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
+    for name, p in adapter.named_parameters():
+        state = optimizer.state[p]
+        tensors |= {
+            f"{name}|p": p.detach(),
+            f"{name}|m": state["exp_avg"],
+            f"{name}|v": state["exp_avg_sq"],
+            f"{name}|t": torch.as_tensor(state["step"]).reshape(1),
+        }
+    meta = {"step": step, "tokens": tokens, "train_s": train_s, "base_loss": base_loss, "config": config.to_dict()}
+    try:
+        write(file, save({k: v.contiguous().cpu() for k, v in tensors.items()}, {"state": json.dumps(meta)}))
+    except OSError as e:
+        raise UserError(f"cannot write the checkpoint {file}: {e.strerror or e}") from None
+
+
+def restore_checkpoint(
+    file: Path, adapter: Adapter, optimizer: torch.optim.Optimizer, config: TrainConfig
+) -> tuple[int, int, float, float | None]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), "pt") as f:
+            meta = json.loads((f.metadata() or {})["state"])
+            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118  (no mapping)
+    except (SafetensorError, OSError, KeyError, ValueError) as e:
+        raise UserError(f"the checkpoint {file} cannot be read ({e}); delete it to start again") from None
+    same = {
+        k: v for k, v in config.to_dict().items() if k not in ("dtype", "device", "checkpoint_every", "norms_every")
+    }
+    changed = [k for k, v in same.items() if meta["config"].get(k) != v]
+    if changed:
+        raise UserError(
+            f"the checkpoint {file} was made with another {changed[0]}: "
+            f"{meta['config'].get(changed[0])!r}, not {same[changed[0]]!r}"
+        )
+    with torch.no_grad():
+        for name, p in adapter.named_parameters():
+            p.copy_(tensors[f"{name}|p"])
+            optimizer.state[p] = {
+                "step": tensors[f"{name}|t"].reshape(()),
+                "exp_avg": tensors[f"{name}|m"].to(p.device),
+                "exp_avg_sq": tensors[f"{name}|v"].to(p.device),
+            }
+    torch.set_rng_state(tensors["rng"])
+    return meta["step"], meta["tokens"], meta["train_s"], meta["base_loss"]

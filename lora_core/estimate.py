@@ -1,0 +1,119 @@
+"""How long a run takes on this machine, known before it starts.
+
+A step's floating point operations over the rate that this machine's own matrix products reach, times what everything
+else costs. That last factor starts from a figure measured on two processors and is corrected after every run: the
+ratio of what came to what was foretold is kept for each machine, model and dtype.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from lora_core import machine
+from lora_core.budget import budget
+from lora_core.home import home, read_json, write_json
+from lora_core.spec import LoraSpec
+
+if TYPE_CHECKING:
+    from lora_core.tasks import Task
+    from lora_core.train import TrainConfig
+
+OVERHEAD = 1.45  # time of a step over the time of its matrix products, before this machine has trained
+SAMPLE = 256  # rows that are tokenised to know how long rows are
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Seconds that a run will take: step_s for a step, eval_s for one measurement of the held-out loss, total_s.
+
+    tokens and labelled are those of an average step; steps and evals how many there are.
+    """
+
+    step_s: float
+    eval_s: float
+    total_s: float
+    tokens: int
+    labelled: int
+    steps: int
+    evals: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def estimate(model: nn.Module, spec: LoraSpec, task: Task, config: TrainConfig, tokenizer: Any = None) -> Estimate:
+    """How long `train` with these settings takes, from the lengths of the task's rows and this machine's speed."""
+    from lora_core.evaluate import spread
+    from lora_core.tasks.encode import encode_many
+    from lora_core.train import tokenizer_of
+
+    items = encode_many(tokenizer or tokenizer_of(model), spread(task.train, SAMPLE), task.template, config.max_tokens)
+    tokens, labelled = _mean(items)
+    rows = config.batch_size * config.accumulate
+    step_s = seconds_per_step(model, spec, tokens=round(rows * tokens), labelled=round(rows * labelled))
+    held = min(len(task.test), config.eval_rows)
+    # Measuring is a forward pass: less than half of a step's work for each token.
+    eval_s = 0.45 * step_s * held / rows
+    evals = len(config.eval_steps) + 1 if held else 0
+    return Estimate(step_s=step_s, eval_s=eval_s, total_s=config.steps * step_s + evals * eval_s, steps=config.steps,
+                    evals=evals, tokens=round(rows * tokens), labelled=round(rows * labelled))  # fmt: skip
+
+
+def _mean(items: Sequence[Any]) -> tuple[float, float]:
+    n = max(1, len(items))
+    return sum(len(e.ids) for e in items) / n, sum(len(e.ids) - e.start for e in items) / n
+
+
+def seconds_per_step(model: nn.Module, spec: LoraSpec, *, tokens: int, labelled: int | None = None) -> float:
+    """Seconds of one optimiser step of `tokens` tokens, `labelled` of them with a loss, on the model's own device."""
+    flops = budget(model, spec, tokens=tokens, labelled=labelled).step_flops
+    return flops * seconds_per_flop(model)
+
+
+def seconds_per_flop(model: nn.Module) -> float:
+    """The inverse of the speed that training this model reaches here, in s/flop."""
+    place, dtype = _place(model)
+    return _factor(model) / machine.gemm_rate(dtype, place)
+
+
+def learn(model: nn.Module, foretold_s: float, came_s: float) -> None:
+    """Correct this machine's factor by a run of some steps: what was foretold for them, and what came."""
+    if foretold_s <= 0 or came_s <= 0:
+        return
+    known = _read()
+    key = _key(model)
+    new = _factor(model) * min(20.0, max(0.05, came_s / foretold_s))
+    known[key] = 0.3 * known[key] + 0.7 * new if key in known else new
+    with contextlib.suppress(OSError, ValueError):  # a read-only cache costs the correction, nothing else
+        write_json(home() / "speed.json", known)
+
+
+def _factor(model: nn.Module) -> float:
+    value = _read().get(_key(model), OVERHEAD)
+    return value if isinstance(value, float) and 0.01 < value < 1000 else OVERHEAD
+
+
+def _read() -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        return dict(read_json(home() / "speed.json") or {})
+    return {}
+
+
+def _place(model: nn.Module) -> tuple[str, str]:
+    p = next(model.parameters())
+    dtype = str(p.dtype).removeprefix("torch.")
+    return p.device.type, dtype if dtype in machine.DTYPES else "float32"
+
+
+def _key(model: nn.Module) -> str:
+    config = getattr(model, "config", None)
+    shape = [getattr(config, n, None) for n in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")]
+    what = json.dumps([machine.fingerprint(), _place(model), shape], sort_keys=True)
+    return hashlib.sha256(what.encode()).hexdigest()[:16]
