@@ -124,7 +124,7 @@ class _Seen:
 
 
 class EventReader:
-    """Reads growing event files; each call reads only what is new. Remembers the `most` files used last. Thread-safe."""
+    """Reads growing event files; each call reads only what is new. Remembers the `most` used last. Thread-safe."""
 
     def __init__(self, most: int = 64) -> None:
         self.most = most

@@ -1,4 +1,4 @@
-"""Whether a process lives, and whose a run's folder is: pids with their start times, and a lock that dies with its owner."""
+"""Whether a process lives, and whose a run's folder is: pids with start times, and a lock that dies with its owner."""
 
 from __future__ import annotations
 

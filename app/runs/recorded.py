@@ -1,4 +1,4 @@
-"""The run that comes with LoRA Lab: trained once by `app.runs.record`'s maker, read-only, number 0."""
+"""The run that comes with LoRA Lab: made by `app.runs.record`, read-only, number 0."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ def recorded_run(folder: Path = RECORDED) -> Run | None:
 
 
 def recorded_texts(folder: Path = RECORDED) -> dict[str, Any]:
-    """Its texts: {"command", "examples": [{"prompt", "reference", "base", "adapted", "tokens": [TokenDiff.to_dict()]}]}."""
+    """Its texts: {"command", "examples": [{"prompt", "reference", "base", "adapted", "tokens"}]}.
+
+    tokens: `TokenDiff.to_dict()` of each token of the adapted text
+    """
     try:
         return json.loads((folder / TEXTS).read_text(encoding="utf-8"))
     except OSError:

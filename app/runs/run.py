@@ -148,12 +148,13 @@ class Difference:
 
 
 LABELS = {
-    "model": "model", "data": "data", "test": "held-out file", "template": "template", "targets": "matrices", "rank": "r",
-    "alpha": "α", "layers": "layers", "scaling": "scaling", "init": "initial A", "dropout": "dropout",
-    "rank_pattern": "ranks by matrix", "alpha_pattern": "α by matrix", "steps": "steps", "batch_size": "batch",
-    "lr": "learning rate", "schedule": "schedule", "warmup": "warm-up", "weight_decay": "weight decay", "clip": "clipping",
-    "accumulate": "accumulation", "seed": "seed", "max_tokens": "longest row", "dtype": "number format", "device": "device",
-}  # fmt: skip
+    **{"model": "model", "data": "data", "test": "held-out file", "template": "template", "targets": "matrices"},
+    **{"rank": "r", "alpha": "α", "layers": "layers", "scaling": "scaling", "init": "initial A", "dropout": "dropout"},
+    **{"rank_pattern": "ranks by matrix", "alpha_pattern": "α by matrix", "steps": "steps", "batch_size": "batch"},
+    **{"lr": "learning rate", "schedule": "schedule", "warmup": "warm-up", "weight_decay": "weight decay"},
+    **{"clip": "clipping", "accumulate": "accumulation", "seed": "seed", "max_tokens": "longest row"},
+    **{"dtype": "number format", "device": "device"},
+}
 
 
 def describe(run: Run | RunRequest) -> str:
@@ -161,17 +162,17 @@ def describe(run: Run | RunRequest) -> str:
     spec = (run.request if isinstance(run, Run) else run).spec
     parts = [_words("targets", spec["targets"]), f"r {spec['rank']}"]
     if spec["layers"] != "all":
-        parts.append(_words("layers", spec["layers"]))
+        parts.append(f"layers {_words('layers', spec['layers'])}")
     if spec["scaling"] != "alpha/r":
         parts.append("α/√r")
     return " · ".join(parts)
 
 
 def settings(run: Run | RunRequest) -> dict[str, Any]:
-    """All settings of a run that have a word in LABELS, with the defaults filled in where the run names none."""
+    """All settings of a run that have a word in LABELS, None where it names none."""
     request = run.request if isinstance(run, Run) else run
-    flat = {"model": request.model, "data": request.data_name, "test": Path(request.test).name if request.test else None,
-            "template": request.template, **request.spec, **request.config}  # fmt: skip
+    flat: dict[str, Any] = {"model": request.model, "data": request.data_name, "template": request.template}
+    flat |= {"test": Path(request.test).name if request.test else None, **request.spec, **request.config}
     return {k: flat.get(k) for k in LABELS}
 
 
@@ -210,7 +211,7 @@ def _words(name: str, value: Any) -> str:
         return " ".join(value)
     if name == "layers" and not isinstance(value, str):
         n = sorted(value)
-        return f"layers {n[0]}–{n[-1]}" if len(n) > 2 and n == list(range(n[0], n[-1] + 1)) else f"layers {' '.join(map(str, n))}"
+        return f"{n[0]}–{n[-1]}" if len(n) > 2 and n == list(range(n[0], n[-1] + 1)) else " ".join(map(str, n))
     if value is None:
         return "none"
     if isinstance(value, Mapping):

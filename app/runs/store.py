@@ -11,29 +11,35 @@ import json
 import os
 import secrets
 import shutil
-import threading
+import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import apsw
 
 from app.runs import events as event_files
-from app.runs.migrations import explained, open_database
-from app.runs.process import STOP, held, heartbeat_age, identity
+from app.runs.database import Database
+from app.runs.folder import ADAPTER, copy_data
+from app.runs.process import STOP, heartbeat_age, held, identity
 from app.runs.recorded import RECORDED, recorded_run
 from app.runs.run import ENDED, RESUMABLE, Run, RunRequest, Status
 from lora_core.errors import UserError, unknown
 from lora_core.home import home as lab_home
 from lora_core.home import write_json, writing
 
-DATABASE, BALLAST, ADAPTER = "runs.sqlite3", "ballast", "adapter"
+DATABASE, BALLAST = "runs.sqlite3", "ballast"
 BALLAST_BYTES = 1 << 18  # let go when the disk is full, so that the end of a run can still be written down
-COLUMNS = """id, status, request, created, started, ended, attempts, step, steps, base_loss, loss, score, result, error,
-    adapter, pid, process, CASE WHEN status = 'queued' AND queued IS NOT NULL THEN
-    (SELECT count(*) FROM runs q WHERE q.status = 'queued' AND (q.queued, q.id) <= (runs.queued, runs.id)) END"""
+NAMES = (
+    *("id", "status", "request", "created", "started", "ended", "attempts", "step", "steps", "base_loss", "loss"),
+    *("score", "result", "error", "adapter", "pid", "process", "position"),
+)
+POSITION = """CASE WHEN status = 'queued' AND queued IS NOT NULL THEN (SELECT count(*) FROM runs q
+    WHERE q.status = 'queued' AND (q.queued, q.id) <= (runs.queued, runs.id)) END"""
+COLUMNS = ", ".join(NAMES[:-1]) + f", {POSITION}"
 
 
 class RunStore:
@@ -47,23 +53,21 @@ class RunStore:
         self.root = (Path(home) if home is not None else lab_home()).absolute() / "runs"
         self.path = self.root / DATABASE
         self.recorded_folder = recorded
-        self.db = open_database(self.path)
-        self.lock = threading.RLock()
+        self.db = Database(self.path)
         self.reader = event_files.EventReader()
         self.keep_ballast()
 
     def close(self) -> None:
-        with self.lock:
-            self.db.close()
+        self.db.close()
 
     # ---- reading
     def get(self, id: int) -> Run:
         """One run; UserError when there is none of that number."""
         if id == 0 and (recorded := self.recorded()):
             return recorded
-        rows = self._rows(f"SELECT {COLUMNS} FROM runs WHERE id = ?", (_number(id),))
+        rows = self.db.rows(f"SELECT {COLUMNS} FROM runs WHERE id = ?", (_number(id),))
         if not rows:
-            known = [str(r[0]) for r in self._rows("SELECT id FROM runs ORDER BY id DESC LIMIT 10", ())]
+            known = [str(r[0]) for r in self.db.rows("SELECT id FROM runs ORDER BY id DESC LIMIT 10", ())]
             raise unknown("run", str(id), known, "in this store")
         return self._run(rows[0])
 
@@ -72,12 +76,12 @@ class RunStore:
         marks = ",".join("?" * len(status))
         where = f"WHERE status IN ({marks})" if status else ""
         sql = f"SELECT {COLUMNS} FROM runs {where} ORDER BY id DESC LIMIT ? OFFSET ?"
-        return [self._run(r) for r in self._rows(sql, (*status, limit, offset))]
+        return [self._run(r) for r in self.db.rows(sql, (*status, limit, offset))]
 
     def waiting(self) -> list[Run]:
         """The runs in the queue, the next one first."""
         sql = f"SELECT {COLUMNS} FROM runs WHERE status = 'queued' AND queued IS NOT NULL ORDER BY queued, id"
-        return [self._run(r) for r in self._rows(sql, ())]
+        return [self._run(r) for r in self.db.rows(sql, ())]
 
     def recorded(self) -> Run | None:
         """The run that comes with LoRA Lab, or None when it is not there."""
@@ -90,7 +94,7 @@ class RunStore:
         """
         if id == 0 and (recorded := self.recorded()):
             return self.reader.read(recorded.folder / event_files.NAME, since)
-        rows = self._rows("SELECT attempts FROM runs WHERE id = ?", (_number(id),))
+        rows = self.db.rows("SELECT attempts FROM runs WHERE id = ?", (_number(id),))
         if not rows:
             self.get(id)  # says that there is none
         return self.reader.read(self.folder(id) / event_files.NAME, since, int(rows[0][0]))
@@ -108,19 +112,23 @@ class RunStore:
 
         Raises UserError when a data file cannot be read or the disk is full; then nothing is left behind.
         """
+        model = Path(request.model).expanduser()
+        if model.is_dir() and model.name != request.model:  # a folder: the worker's current one is another
+            request = replace(request, model=str(model.absolute()))
         new = self.root / f".new-{secrets.token_hex(8)}"
-        with writing(self.root), self._full_disk_told(), self.lock:
+        with writing(self.root), self.db.told():
             try:
                 new.mkdir(mode=0o700)
                 for name, given in (("data", request.data), ("test", request.test)):
                     if given is not None:
-                        _copy(Path(given), new, name)
+                        copy_data(Path(given), new, name)
                 write_json(new / "request.json", request.to_dict())
                 now = time.time()
-                with self._transaction(sure=True):
-                    values = (json.dumps(request.to_dict()), now, now if queue else None, request.config.get("steps", 0))
+                with self.db.transaction(sure=True):
+                    steps = request.config.get("steps", 0)
+                    values = (json.dumps(request.to_dict()), now, now if queue else None, steps)
                     self.db.execute("INSERT INTO runs (request, created, queued, steps) VALUES (?, ?, ?, ?)", values)
-                    id = self.db.last_insert_rowid()
+                    id = self.db.connection.last_insert_rowid()
                     if self.folder(id).exists():  # left by a database that was lost: those numbers are taken
                         taken = max(int(p.name) for p in self.root.iterdir() if p.name.isdigit())
                         self.db.execute("UPDATE runs SET id = ? WHERE id = ?", (taken + 1, id))
@@ -140,9 +148,8 @@ class RunStore:
             raise UserError("the recorded run comes with LoRA Lab and cannot be deleted")
         if run.status == "running" or held(run.folder):
             raise UserError(f"run {id} is being trained; stop it before deleting it")
-        with self._full_disk_told(), self._transaction():
-            self.db.execute("DELETE FROM runs WHERE id = ? AND status != 'running'", (id,))
-            if not self.db.changes():
+        with self.db.told(), self.db.transaction():
+            if not self.db.execute("DELETE FROM runs WHERE id = ? AND status != 'running'", (id,)):
                 raise UserError(f"run {id} is being trained; stop it before deleting it")
         gone = self.root / f".gone-{secrets.token_hex(8)}"
         with suppress(OSError):
@@ -164,22 +171,30 @@ class RunStore:
     def enqueue(self, id: int) -> Run:
         """Put a run into the queue: a new one, or one that ended before its last step and can go on."""
         run = self.get(id)
-        self._may_start(run)
-        with self._full_disk_told(), self._transaction():
-            self.db.execute("UPDATE runs SET status = 'queued', queued = ?, ended = NULL, error = NULL WHERE id = ? "
-                            "AND (status = 'queued' AND queued IS NULL OR status IN ('interrupted', 'stopped', 'failed'))",
-                            (time.time(), id))  # fmt: skip
+        self.may_start(run)
+        with self.db.told(), self.db.transaction():
+            self.db.execute(
+                "UPDATE runs SET status = 'queued', queued = ?, ended = NULL, error = NULL WHERE id = ? AND "
+                "(status = 'queued' AND queued IS NULL OR status IN ('interrupted', 'stopped', 'failed'))",
+                (time.time(), id),
+            )
         return self.get(id)
 
     def ask_to_stop(self, id: int) -> Run:
         """A waiting run leaves the queue; a running one is asked to end after its step, and keeps its adapter."""
-        with self._full_disk_told(), self._transaction():
-            self.db.execute("UPDATE runs SET status = 'stopped', ended = ?, error = 'stopped before it began', queued = NULL "
-                            "WHERE id = ? AND status = 'queued'", (time.time(), _number(id)))  # fmt: skip
+        with self.db.told(), self.db.transaction():
+            self.db.execute(
+                "UPDATE runs SET status = 'stopped', ended = ?, queued = NULL WHERE id = ? AND status = 'queued'",
+                (time.time(), _number(id)),
+            )
         run = self.get(id)
         if run.status == "running":
-            with writing(run.folder):
+            try:
                 (run.folder / STOP).touch()
+            except OSError:  # no room for a file: a signal needs none
+                if run.pid is None or identity(run.pid) != run.process:
+                    raise
+                os.kill(run.pid, signal.SIGTERM)
         return run
 
     def settle(self, run: Run, status: Status, error: str | None) -> bool:
@@ -191,11 +206,13 @@ class RunStore:
         last = next((e for e in reversed(events) if e.get("kind") == "end"), None)
         if adapter and last and last.get("reason") in ENDED:
             status, error = last["reason"], last.get("message") if last["reason"] == "diverged" else None
-        with self._transaction(sure=True):
-            self.db.execute("UPDATE runs SET status = ?, error = ?, ended = ?, queued = NULL, adapter = ? WHERE id = ? "
-                            "AND status = ? AND pid IS ? AND process IS ?",
-                            (status, error, time.time(), adapter, run.id, run.status, run.pid, run.process))  # fmt: skip
-            return bool(self.db.changes())
+        with self.db.transaction(sure=True):
+            changed = self.db.execute(
+                "UPDATE runs SET status = ?, error = ?, ended = ?, queued = NULL, adapter = ? "
+                "WHERE id = ? AND status = ? AND pid IS ? AND process IS ?",
+                (status, error, time.time(), adapter, run.id, run.status, run.pid, run.process),
+            )
+        return bool(changed)
 
     # ---- the worker's side: each of these counts only for the process that claimed the run
     def claim(self, id: int, *, resume: bool = False) -> Run | None:
@@ -203,11 +220,12 @@ class RunStore:
         allowed = ("queued", *RESUMABLE) if resume else ("queued",)
         marks = ",".join("?" * len(allowed))
         pid = os.getpid()
-        with self._transaction():
-            self.db.execute(f"UPDATE runs SET status = 'running', pid = ?, process = ?, started = ?, ended = NULL, "
-                            f"error = NULL, queued = NULL, attempts = attempts + 1 WHERE id = ? AND status IN ({marks})",
-                            (pid, identity(pid), time.time(), id, *allowed))  # fmt: skip
-            claimed = bool(self.db.changes())
+        with self.db.transaction():
+            claimed = self.db.execute(
+                f"UPDATE runs SET status = 'running', pid = ?, process = ?, started = ?, ended = NULL, error = NULL, "
+                f"queued = NULL, attempts = attempts + 1 WHERE id = ? AND status IN ({marks})",
+                (pid, identity(pid), time.time(), id, *allowed),
+            )
         return self.get(id) if claimed else None
 
     def progress(self, id: int, **values: Any) -> None:
@@ -224,7 +242,7 @@ class RunStore:
             self._update(id, values, sure=True)
         except (apsw.FullError, OSError):
             (self.root / BALLAST).unlink(missing_ok=True)
-            with self._full_disk_told():
+            with self.db.told():
                 self._update(id, values, sure=True)
 
     def keep_ballast(self) -> None:
@@ -237,58 +255,32 @@ class RunStore:
     # ---- inside
     def _update(self, id: int, values: Mapping[str, Any], sure: bool) -> None:
         pid = os.getpid()
-        ready = {k: json.dumps(event_files.plain(v)) if isinstance(v, Mapping) else event_files.plain(v) for k, v in values.items()}
-        names = ", ".join(f"{k} = ?" for k in ready)
-        with self._transaction(sure=sure):
-            self.db.execute(f"UPDATE runs SET {names} WHERE id = ? AND status = 'running' AND pid = ? AND process IS ?",
-                            (*ready.values(), id, pid, identity(pid)))  # fmt: skip
-            if not self.db.changes():
+        finite = {k: event_files.plain(v) for k, v in values.items()}
+        ready = [json.dumps(v) if isinstance(v, dict) else v for v in finite.values()]
+        names = ", ".join(f"{k} = ?" for k in finite)
+        sql = f"UPDATE runs SET {names} WHERE id = ? AND status = 'running' AND pid = ? AND process IS ?"
+        with self.db.transaction(sure=sure):
+            if not self.db.execute(sql, (*ready, id, pid, identity(pid))):
                 raise LostRun(f"run {id} is no longer this process's to train")
 
-    def _may_start(self, run: Run) -> None:
-        why = {"done": "has ended already", "diverged": "has diverged, and would again; start a new one with a smaller learning rate",
-               "running": "is being trained already"}.get(run.status)  # fmt: skip
+    def may_start(self, run: Run) -> None:
+        """UserError that says why a run cannot be trained (further), when it cannot."""
+        why = {
+            "done": "has ended already",
+            "diverged": "has diverged, and would again; start a new one with a smaller learning rate",
+            "running": "is being trained already",
+        }.get(run.status)
         if run.recorded or why:
             raise UserError(f"run {run.id} {why or 'was recorded; it cannot be trained further'}")
 
     def _run(self, row: Sequence[Any]) -> Run:
-        (id, status, request, created, started, ended, attempts, step, steps, base_loss, loss, score, result, error, adapter,
-         pid, process, position) = row  # fmt: skip
-        folder = self.folder(id)
-        return Run(id=id, status=status, request=RunRequest.stored(json.loads(request)), folder=folder, created=created,
-                   started=started, ended=ended, attempts=attempts, step=step, steps=steps, base_loss=base_loss, loss=loss,
-                   score=json.loads(score) if score else None, result=json.loads(result) if result else {}, error=error,
-                   adapter=folder / ADAPTER if adapter else None, position=position, pid=pid, process=process)  # fmt: skip
-
-    def _rows(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
-        with self.lock:
-            return list(self.db.execute(sql, values))
-
-    @contextmanager
-    def _transaction(self, sure: bool = False) -> Iterator[None]:
-        """One change, all or nothing; with `sure` the disk has it before the block is left."""
-        with self.lock:
-            if sure:
-                self.db.execute("PRAGMA synchronous = FULL")
-            try:
-                self.db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield
-                    self.db.execute("COMMIT")
-                except BaseException:
-                    if self.db.in_transaction:
-                        self.db.execute("ROLLBACK")
-                    raise
-            finally:
-                if sure:
-                    self.db.execute("PRAGMA synchronous = NORMAL")
-
-    @contextmanager
-    def _full_disk_told(self) -> Iterator[None]:
-        try:
-            yield
-        except apsw.Error as error:
-            raise explained(error, self.path) from error
+        d = dict(zip(NAMES, row, strict=True))
+        folder = self.folder(d["id"])
+        d["request"] = RunRequest.stored(json.loads(d["request"]))
+        d["score"] = json.loads(d["score"]) if d["score"] else None
+        d["result"] = json.loads(d["result"]) if d["result"] else {}
+        d["adapter"] = folder / ADAPTER if d["adapter"] else None
+        return Run(folder=folder, **d)
 
 
 class LostRun(RuntimeError):
@@ -299,20 +291,3 @@ def _number(id: Any) -> int:
     if isinstance(id, bool) or not isinstance(id, int) or not 0 <= id < 2**53:
         raise UserError(f"{id!r} is no run; runs have numbers, such as 14")
     return id
-
-
-def _copy(source: Path, folder: Path, name: str) -> None:
-    """Copies a user's data file into a run's folder, under a name of ours."""
-    from lora_core.tasks.data_files import EXTENSIONS, MOST_BYTES
-
-    suffix = source.suffix.lower()
-    if suffix not in EXTENSIONS:
-        raise unknown("reader for files that end in", source.suffix or source.name, EXTENSIONS)
-    try:
-        with open(source, "rb") as f:
-            data = f.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"cannot read {source}: {error.strerror or error}") from error
-    if len(data) > MOST_BYTES:
-        raise UserError(f"{source.name} is larger than {MOST_BYTES // 2**20} MB; give a smaller file")
-    (folder / f"{name}{suffix}").write_bytes(data)

@@ -1,4 +1,4 @@
-"""The run store's database: opened safely, and brought up to date step by step.
+"""The run store's database: opened safely, brought up to date step by step, changed all or nothing.
 
 `apsw` brings its own SQLite, because the system's may have the bug in WAL resets that damages a file with two writers
 (fixed in 3.51.3). A migration, once released, never changes; a new one is added at the end.
@@ -6,9 +6,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import apsw
 
@@ -48,6 +51,55 @@ MIGRATIONS: tuple[str, ...] = (
 )
 
 
+class Database:
+    """One connection that the threads of a process share; not to be carried through a fork."""
+
+    def __init__(self, path: Path, migrations: Sequence[str] = MIGRATIONS) -> None:
+        self.path = path
+        self.connection = open_database(path, migrations)
+        self.lock = threading.RLock()
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with self.lock:
+            return list(self.connection.execute(sql, values))
+
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> int:
+        """Change something within a `transaction`; how many rows that were."""
+        self.connection.execute(sql, values)
+        return self.connection.changes()
+
+    @contextmanager
+    def transaction(self, sure: bool = False) -> Iterator[None]:
+        """One change, all or nothing; with `sure` the disk has it before the block is left (else after a while)."""
+        with self.lock:
+            if sure:
+                self.connection.execute("PRAGMA synchronous = FULL")
+            try:
+                self.connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield
+                    self.connection.execute("COMMIT")
+                except BaseException:
+                    if self.connection.in_transaction:
+                        self.connection.execute("ROLLBACK")
+                    raise
+            finally:
+                if sure:
+                    self.connection.execute("PRAGMA synchronous = NORMAL")
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Turns SQLite's errors about the disk and the file into UserErrors."""
+        try:
+            yield
+        except apsw.Error as error:
+            raise explained(error, self.path) from error
+
+    def close(self) -> None:
+        with self.lock:
+            self.connection.close()
+
+
 def open_database(path: Path, migrations: Sequence[str] = MIGRATIONS) -> apsw.Connection:
     """A connection to the store at `path`, made or brought up to date; may be used by several processes at once.
 
@@ -81,8 +133,10 @@ def explained(error: apsw.Error, path: Path) -> Exception:
     if isinstance(error, (apsw.NotADBError, apsw.CorruptError)):
         return UserError(f"the run store {path} is damaged or no database; move it away to begin a new one")
     if isinstance(error, (apsw.ReadOnlyError, apsw.CantOpenError, apsw.PermissionsError)):
-        return UserError(f"cannot write the run store {path}: no permission, or a read-only disk; "
-                         "name another folder with the environment variable LORA_LAB_HOME")  # fmt: skip
+        return UserError(
+            f"cannot write the run store {path}: no permission, or a read-only disk; "
+            "name another folder with the environment variable LORA_LAB_HOME"
+        )
     return error
 
 
@@ -90,10 +144,12 @@ def _check(db: apsw.Connection, path: Path, newest: int) -> None:
     version, application = db.pragma("user_version"), db.pragma("application_id")
     empty = not db.execute("SELECT count(*) FROM sqlite_schema").get
     if application != APPLICATION and not (empty and version == 0):
-        raise UserError(f"{path} is a database of another program, not a run store; name another folder with LORA_LAB_HOME")
+        raise UserError(f"{path} is a database of another program; name another folder with LORA_LAB_HOME")
     if version > newest:
-        raise UserError(f"the run store {path} was written by a newer LoRA Lab (version {version} of the store, this one "
-                        f"knows {newest}); update LoRA Lab, or name another folder with LORA_LAB_HOME")  # fmt: skip
+        raise UserError(
+            f"the run store {path} was written by a newer LoRA Lab (version {version} of the store, this one knows "
+            f"{newest}); update LoRA Lab, or name another folder with LORA_LAB_HOME"
+        )
 
 
 def _wal(db: apsw.Connection) -> None:

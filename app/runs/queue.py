@@ -1,0 +1,177 @@
+"""The queue: one worker at a time, each in a process of its own that outlives the server that started it.
+
+The store is the queue's memory. A server that starts finds runs that are being trained and lets them go on, marks
+those whose process is dead, and starts what waits. Of several servers on one store one is in charge; when it is gone
+another takes over within a moment.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import app
+from app.runs.process import Lock, alive, oom_kills
+from app.runs.run import Run, Status
+from app.runs.store import RunStore
+from lora_core.home import home_path
+
+WORKER = (sys.executable, "-m", "app.runs.worker")
+TICK_S = 0.5
+FORGOTTEN_S = 3600.0  # a run that was made, but neither queued nor begun for so long: its maker was killed
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
+logger = logging.getLogger("lora_lab.queue")
+
+
+class RunQueue:
+    """Starts workers and watches them, from a thread of the server. `boot()` begins, `close()` leaves workers alone."""
+
+    def __init__(self, store: RunStore, *, command: Sequence[str] = WORKER, tick_s: float = TICK_S) -> None:
+        self.store, self.command, self.tick_s = store, tuple(command), tick_s
+        self.in_charge = Lock(store.root, "queue.lock")
+        self.child: tuple[int, subprocess.Popen[bytes]] | None = None
+        self.codes: dict[int, int] = {}  # how our own workers' processes ended
+        self.kills = 0
+        self.wake, self.over = threading.Event(), threading.Event()
+        self.thread: threading.Thread | None = None
+        self.warned = ""
+
+    # ---- what the page and the command line ask for
+    def start(self, id: int) -> Run:
+        """Put a run into the queue: a new one, or one that was interrupted, stopped or failed and is to go on."""
+        run = self.store.enqueue(id)
+        self.wake.set()
+        return run
+
+    resume = start
+
+    def stop(self, id: int) -> Run:
+        """Take a waiting run out of the queue, or end a running one after its step, with its adapter kept."""
+        run = self.store.ask_to_stop(id)
+        self.wake.set()
+        return run
+
+    def position(self, id: int) -> int | None:
+        """Place in the queue from 1; None for a run that does not wait."""
+        return self.store.get(id).position
+
+    # ---- the thread
+    def boot(self) -> RunQueue:
+        """Find out what became of the runs, then start what waits, now and whenever something is queued."""
+        if self.thread is None:
+            self.store.sweep()
+            self._safe_tick()
+            self.thread = threading.Thread(target=self._watch, name="run-queue", daemon=True)
+            self.thread.start()
+        return self
+
+    def close(self) -> None:
+        """End the thread. A worker goes on; the next server finds it."""
+        self.over.set()
+        self.wake.set()
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        self.in_charge.release()
+
+    def _watch(self) -> None:
+        while not self.over.is_set():
+            self.wake.wait(self.tick_s)
+            self.wake.clear()
+            if not self.over.is_set():
+                self._safe_tick()
+
+    def _safe_tick(self) -> None:
+        """A tick that fails, on a full disk for instance, is tried again; it is told once."""
+        try:
+            self.tick()
+            self.warned = ""
+        except Exception as error:
+            if self.warned != str(error):
+                self.warned = str(error)
+                logger.warning("the queue waits: %s", error)
+
+    def tick(self) -> None:
+        """Look once: who is dead, and whether the next one can start."""
+        self._reap()
+        if self.in_charge.fd < 0 and not self.in_charge.take(0):
+            return
+        running = settle_dead(self.store, self.codes, self.kills)
+        self.codes.clear()
+        if self.child is None and not running:
+            self.store.keep_ballast()
+            for run in self.store.waiting()[:1]:
+                self._launch(run)
+
+    def _reap(self) -> None:
+        if self.child is None:
+            return
+        id, process = self.child
+        code = process.poll()
+        if code is None:
+            return
+        self.child, self.codes[id] = None, code
+        with suppress(ValueError):  # deleted meanwhile
+            run = self.store.get(id)
+            if run.status == "queued":
+                why = f"its worker did not start (exit status {code}); log.txt in its folder says why"
+                self.store.settle(run, "failed", why)
+
+    def _launch(self, run: Run) -> None:
+        env = dict(os.environ)
+        if env.get("LORA_LAB_HOME"):
+            env["LORA_LAB_HOME"] = str(home_path())  # absolute: the worker's folder is another one
+        self.kills = oom_kills()
+        with open(run.folder / "log.txt", "ab") as log:
+            process = subprocess.Popen(
+                [*self.command, str(run.folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=Path(app.__file__).parent.parent,  # the server's own folder might hold another package `app`
+                env=env,
+                start_new_session=True,  # Ctrl-C in the server's terminal is not meant for it
+            )
+        self.child = (run.id, process)
+
+
+def settle_dead(store: RunStore, codes: Mapping[int, int] | None = None, kills: int = 0) -> list[Run]:
+    """Mark the runs whose process is dead; gives those that are really being trained. Any process may call this.
+
+    codes  {run: exit status of its process} as far as the caller was its parent
+    kills  `oom_kills()` from before
+    """
+    living = []
+    for run in store.list(limit=1000, status=("running",)):
+        if alive(run.folder, run.pid, run.process):
+            living.append(run)
+            continue
+        status, error = how_it_died((codes or {}).get(run.id), kills)
+        if not store.settle(run, status, error) and store.get(run.id).status == "running":
+            living.append(run)
+    for run in store.list(limit=1000, status=("queued",)):
+        if run.position is None and time.time() - run.created > FORGOTTEN_S:
+            store.settle(run, "interrupted", "it was never begun")
+    return living
+
+
+def how_it_died(code: int | None, kills: int = 0) -> tuple[Status, str]:
+    """(status, one line) for a worker that ended without saying how. Negative codes are signals; None: not known."""
+    if code == -signal.SIGKILL:
+        if oom_kills() > kills:
+            return "failed", "memory ran out; try a smaller batch, shorter rows or a smaller model"
+        return "interrupted", "its process was killed (signal 9); often that is because memory ran out"
+    if code is not None and -code in CRASHES:
+        return "failed", f"its process crashed ({signal.Signals(-code).name}); log.txt in its folder may say more"
+    if code is not None and code > 0:
+        return "failed", f"its process ended with status {code}; log.txt in its folder says why"
+    return "interrupted", "its process ended before the run did: it was killed, or the machine was switched off"
+

@@ -1,0 +1,142 @@
+"""What a run trains: the model, the task and the adapter that a request asks for, ready to go."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from app.runs.folder import CHECKPOINT
+from app.runs.run import Run, RunRequest
+
+if TYPE_CHECKING:
+    from lora_core.tasks import Task
+
+SCORED_ROWS = 16
+Stop = Callable[[], bool]
+
+
+class Session(Protocol):
+    """What the worker needs of a training: events, the adapter on disk, a score. Tests have one without a model."""
+
+    def train(self, stop: Stop) -> Iterator[dict[str, Any]]:
+        """Events as `TrainEvent.to_dict()` gives them; after `stop` says True the run ends, with its adapter kept."""
+        ...
+
+    def save(self, folder: Path, info: Mapping[str, Any]) -> None:
+        """Write the adapter as it is now."""
+        ...
+
+    def score(self, stop: Stop) -> dict[str, Any] | None:
+        """{"name", "base": {…}, "adapted": {…}, "rows"}, or None for a task without a score, or when stopped."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """For `Run.result`: dtype, device, trainable, peak_bytes."""
+        ...
+
+
+OpenSession = Callable[[RunRequest, Path], Session]
+
+
+def open_session(request: RunRequest, folder: Path) -> Session:
+    """Load the model and attach a fresh adapter; a checkpoint in `folder` is continued from. May raise UserError."""
+    return _Training(request, folder)
+
+
+def task_of(run: Run | RunRequest, folder: Path | None = None, tokenizer: Any = None) -> Task:
+    """The task of a run, with the very rows that were trained on and held out; needs no model.
+
+    folder: the run's, where the copies of the user's files are (a Run knows its own)
+    """
+    from lora_core.tasks import load_data, load_task
+
+    request = run.request if isinstance(run, Run) else run
+    folder = run.folder if isinstance(run, Run) else folder
+    seed = int(request.config.get("seed", 0))
+    if request.task is not None:
+        task = load_task(request.task, seed=seed)
+        return replace(task, template=request.template) if request.template else task
+    data, test = (_kept(folder, name, given) for name, given in (("data", request.data), ("test", request.test)))
+    assert data is not None
+    more: dict[str, Any] = {k: request.config[k] for k in ("max_tokens",) if k in request.config}
+    task = load_data(data, test=test, seed=seed, template=request.template, tokenizer=tokenizer, **more)
+    name = Path(request.data_name)
+    return replace(task, name=name.stem, source=name.name)
+
+
+def _kept(folder: Path | None, name: str, given: str | None) -> Path | None:
+    """The copy of a user's file in the run's folder, or the file itself where there is no copy."""
+    if given is None:
+        return None
+    copy = folder / f"{name}{Path(given).suffix.lower()}" if folder else None
+    return copy if copy and copy.exists() else Path(given)
+
+
+class _Training:
+    """The real session: lora_core's train on lora_core's model."""
+
+    def __init__(self, request: RunRequest, folder: Path) -> None:
+        import lora_core as lc
+
+        self.config = lc.TrainConfig.from_dict(request.config)
+        spec = lc.LoraSpec.from_dict(request.spec)
+        task_of(request, folder)  # a file that cannot be read is told before a model is loaded
+        self.model, self.tokenizer = lc.load_model(request.model, device=self.config.device, dtype=self.config.dtype)
+        self.task = task_of(request, folder, self.tokenizer)
+        self.adapter = lc.attach(self.model, spec, name="run", seed=self.config.seed)
+        self.checkpoint = folder / CHECKPOINT
+
+    def train(self, stop: Stop) -> Iterator[dict[str, Any]]:
+        import lora_core as lc
+
+        more: dict[str, Any] = {"tokenizer": self.tokenizer, "stop": stop, "checkpoint": self.checkpoint}
+        for event in lc.train(self.adapter, self.task, self.config, **more):
+            yield event.to_dict()
+
+    def save(self, folder: Path, info: Mapping[str, Any]) -> None:
+        name = getattr(getattr(self.model, "lora_lab", None), "name", None)
+        more = {"model": name} if name else {}
+        more |= {"task": self.task.name, "template": self.task.template, "source": self.task.source}
+        self.adapter.save(folder, {**info, **more, "suggested": dict(self.task.suggested)})
+
+    def score(self, stop: Stop) -> dict[str, Any] | None:
+        import lora_core as lc
+
+        rows = self.task.score_rows(SCORED_ROWS)
+        if not rows:
+            return None
+        cut = False
+
+        def stop_and_tell() -> bool:
+            nonlocal cut
+            cut = cut or stop()
+            return cut
+
+        more: dict[str, Any] = {"adapters": [None, "run"], "limit": len(rows), "stop": stop_and_tell}
+        values = lc.score(self.model, self.tokenizer, self.task, **more)
+        if cut:  # texts that end early would be scored too low
+            return None
+        return {"name": self.task.score_name, "base": values[None], "adapted": values["run"], "rows": len(rows)}
+
+    def facts(self) -> dict[str, Any]:
+        weight = next(p for p in self.model.parameters() if not p.requires_grad)
+        return {
+            "dtype": str(weight.dtype).removeprefix("torch."),
+            "device": weight.device.type,
+            "peak_bytes": peak_bytes(weight.device.type),
+            "trainable": sum(p.numel() for p in self.adapter.parameters()),
+        }
+
+
+def peak_bytes(device: str = "cpu") -> int:
+    """The most memory that this process has held so far: the GPU's when it trains there, else its resident set."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
