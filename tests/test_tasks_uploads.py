@@ -116,6 +116,9 @@ def test_sentences_get_bleu_and_short_answers_exact_match(tmp_path: Path) -> Non
     assert sentences.score([r.completion for r in rows], rows) == {"BLEU": pytest.approx(100), "exact match": 1.0}
     answers = load_data(write(tmp_path, "b.txt", "".join(f"{i} + {i}||{2 * i}\n" for i in range(30))))
     assert answers.score_name == "exact match"
+    # Ten short answers that do not come back are answers, not ten labels.
+    few = load_data(write(tmp_path, "c.txt", "".join(f"{i} + {i}||{2 * i}\n" for i in range(10))))
+    assert few.score_name == "exact match"
 
 
 def test_plain_text_has_no_score(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 TEXT = [
@@ -20,8 +20,11 @@ CHAT_TEMPLATE = (
 
 
 @cache
-def tiny_tokenizer(vocabulary: int = 400) -> PreTrainedTokenizerFast:
-    """`vocabulary` tokens: 4 special ones (<|im_end|> ends a text), all 256 bytes, and merges; with a chat template."""
+def tiny_tokenizer(vocabulary: int = 400, *, begin: bool = False) -> PreTrainedTokenizerFast:
+    """`vocabulary` tokens: 4 special ones (<|im_end|> ends a text), all 256 bytes, and merges; with a chat template.
+
+    begin: whether it puts its begin-of-text token before every text unless told not to, as Llama's does.
+    """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[attr-defined]
     core.decoder = decoders.ByteLevel()  # type: ignore[attr-defined]
@@ -33,6 +36,10 @@ def tiny_tokenizer(vocabulary: int = 400) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     core.train_from_iterator(TEXT, trainer)
+    if begin:
+        core.post_processor = processors.TemplateProcessing(  # type: ignore[attr-defined]
+            single="<|im_start|> $A", special_tokens=[("<|im_start|>", special.index("<|im_start|>"))]
+        )
     made = PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|pad|>"
     )
