@@ -76,7 +76,7 @@ def test_a_file_of_held_out_rows(tmp_path: Path) -> None:
     assert [r.prompt for r in task.train] == ["a", "c"]
     assert [r.prompt for r in task.test] == ["x", "b"]
     assert [(n.line, n.file) for n in task.skipped] == [(2, "train.txt")]
-    assert task.notes == ("1 row of train.txt was left out of training, since its prompt is also held out: line 2",)
+    assert task.notes == ("1 row of train.txt was left out of training (the prompt is also held out): line 2",)
     with pytest.raises(UserError, match="every prompt of train.txt is also in the held-out file"):
         load_data(train, test=train)
     with pytest.raises(UserError, match="bad.txt, line 1: no completion"):

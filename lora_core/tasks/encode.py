@@ -105,7 +105,8 @@ def _chat(tokenizer: Any, messages: list[dict[str, str]], *, more: bool) -> str:
     except UserError:
         raise
     except Exception as error:  # jinja2 errors: templates raise them for roles or orders that they do not take
-        raise UserError(f"the model's chat template does not take this conversation: {error}") from error
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"the model's chat template does not take this conversation: {why}") from error
 
 
 def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:

@@ -114,7 +114,7 @@ def _without(content: Content, held: Sequence[Row], notes: list[Note]) -> tuple[
     """The rows of a training file that share no prompt with the held-out ones."""
     keys = {row.key for row in held}
     train = tuple(row for row in content.rows if row.key not in keys)
-    why = "was left out of training, since its prompt is also held out"
+    why = "was left out of training (the prompt is also held out)"
     notes += [Note(line=row.line, why=why, file=content.file) for row in content.rows if row.key in keys]
     if not train:
         raise UserError(f"every prompt of {content.file} is also in the held-out file, so nothing is left to train on")
