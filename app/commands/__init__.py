@@ -1,0 +1,1 @@
+"""The commands of `lora-lab`, one file for each group; app/cli.py puts them together."""

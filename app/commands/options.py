@@ -1,0 +1,56 @@
+"""The options that describe an adapter, and how their texts become a LoraSpec."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from lora_core.errors import UserError
+from lora_core.spec import LoraSpec
+
+Targets = Annotated[str, typer.Option(help="Matrices to adapt, with commas: q k v o gate up down.")]
+Rank = Annotated[int, typer.Option(help="Rank r of every update.")]
+Alpha = Annotated[float, typer.Option(help="Alpha; the update is scaled by alpha/r.")]
+Layers = Annotated[str, typer.Option(help="Layers to adapt: all, or numbers and ranges such as 0,1,5-8.")]
+Scaling = Annotated[str, typer.Option(help="alpha/r as in the paper, or alpha/sqrt(r).")]
+Init = Annotated[str, typer.Option(help="How A begins: gaussian or kaiming. B begins at 0.")]
+Dropout = Annotated[float, typer.Option(help="Probability with which an input of A is dropped in training.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, or auto: what this machine is faster with.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto.")]
+
+
+def spec_of(targets: str, rank: int, alpha: float, layers: str, scaling: str, init: str, dropout: float) -> LoraSpec:
+    """The LoraSpec that the options mean; UserError for a value that is not possible."""
+    options: dict[str, Any] = {"scaling": scaling, "init": init}
+    return LoraSpec(targets=tuple(targets.split(",")), rank=rank, alpha=alpha, layers=layers_of(layers),
+                    dropout=dropout, **options)  # fmt: skip
+
+
+def layers_of(text: str) -> Literal["all"] | tuple[int, ...]:
+    """ "all", or the numbers in a text such as "0,1,5-8"."""
+    if text.strip() == "all":
+        return "all"
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,6})(?:\s*-\s*(\d{1,6}))?\s*", part)
+        if not match or match[2] and int(match[2]) < int(match[1]):
+            raise UserError(f"layers are 'all', or numbers and ranges such as 0,1,5-8; given '{text}'")
+        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return tuple(found)
+
+
+def adapter_folder(given: str) -> Path:
+    """The folder of an adapter: a path, or the number of a run ("14", "run 14") whose adapter is meant."""
+    folder = Path(given).expanduser()
+    number = re.fullmatch(r"(?:run[ -]?)?(\d{1,9})", given.strip())
+    if folder.exists() or not number:
+        return folder  # whether an adapter is in it is for its reader to say
+    from app.runs.store import RunStore
+
+    run = RunStore().get(int(number[1]))
+    if run.adapter is None:
+        raise UserError(f"run {run.id} ({run.status}) has no adapter")
+    return run.adapter

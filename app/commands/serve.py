@@ -1,0 +1,61 @@
+"""`lora-lab serve`: the page."""
+
+from __future__ import annotations
+
+import socket
+from typing import Annotated
+
+import typer
+
+from app.commands.output import say
+from lora_core.errors import UserError
+
+TRIES = 50  # ports after the one that was asked for
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on; 127.0.0.1 is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; when it is taken, the next free one.")] = 7860,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open the page in a browser.")] = False,
+) -> None:
+    """The page: train, compare and look inside in a browser."""
+    free = free_port(host, port)
+    if free != port:
+        say(f"port {port} is in use; taking port {free} instead")
+    fetch_default()
+    from app.server import serve as start
+
+    start(host=host, port=free, open_browser=not no_browser)
+
+
+def free_port(host: str, port: int) -> int:
+    """The port, or the next one that is free; UserError when the address is not this machine's, or none is free."""
+    if not 0 <= port <= 65535:
+        raise UserError(f"port is {port}; ports go from 1 to 65535, and 0 takes any that is free")
+    for candidate in [port, *range(port + 1, min(port + TRIES, 65535) + 1)]:
+        try:
+            family, kind, _, _, address = socket.getaddrinfo(host, candidate, type=socket.SOCK_STREAM)[0]
+        except (OSError, UnicodeError) as error:
+            raise UserError(f"host '{host}' is no address; 127.0.0.1 is this machine alone") from error
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+                return probe.getsockname()[1]
+            except PermissionError as error:
+                raise UserError(f"port {candidate} needs special rights; take one above 1023") from error
+            except OSError as error:
+                if error.errno in (99, 49, 10049):  # the address is not available, on Linux, macOS and Windows
+                    raise UserError(f"host '{host}' is not an address of this machine") from error
+    raise UserError(f"ports {port} to {min(port + TRIES, 65535)} are all in use; name another with --port")
+
+
+def fetch_default() -> None:
+    """Bring the default model here before the page asks for it. Without network the page starts all the same."""
+    from lora_core import embedded
+    from lora_core.models import DEFAULT
+
+    try:
+        embedded.fetch(DEFAULT)
+    except UserError as error:
+        say(f"the page starts without its default model: {error}")
