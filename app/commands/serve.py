@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import Annotated
 
@@ -23,9 +24,14 @@ def serve(
     if free != port:
         say(f"port {port} is in use; taking port {free} instead")
     fetch_default()
-    from app.server import serve as start
-
     start(host=host, port=free, open_browser=not no_browser)
+
+
+def start(*, host: str, port: int, open_browser: bool) -> None:
+    """Run the page until it is stopped."""
+    from app.server import serve as run
+
+    run(host=host, port=port, open_browser=open_browser)
 
 
 def free_port(host: str, port: int) -> int:
@@ -38,7 +44,8 @@ def free_port(host: str, port: int) -> int:
         except (OSError, UnicodeError) as error:
             raise UserError(f"host '{host}' is no address; 127.0.0.1 is this machine alone") from error
         with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if os.name == "posix":  # elsewhere this option would let two servers share a port
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(address)
                 return probe.getsockname()[1]

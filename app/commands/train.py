@@ -53,7 +53,7 @@ def train(
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient; 0 for none.")] = 1.0,
     accumulate: Annotated[int, typer.Option(help="Forward passes in a step.")] = 1,
     seed: Annotated[int, typer.Option(help="Draws A, the order of the rows, and what is held out.")] = 0,
-    eval_rows: Annotated[int, typer.Option(help="Held-out rows that the loss is measured on.")] = 96,
+    eval_rows: Annotated[int, typer.Option(help="Held-out rows that the loss is measured on.")] = 64,
     eval_every: Annotated[int, typer.Option(help="Steps between measurements; 0 for five in a run.")] = 0,
     max_tokens: Annotated[int, typer.Option(help="Longer rows are cut.")] = 256,
     norms_every: Annotated[int, typer.Option(hidden=True)] = 2,
@@ -80,6 +80,10 @@ def train(
     if out is not None:
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
+    if data is not None:
+        from lora_core.tasks import load_data
+
+        load_data(data, test=test, seed=max(0, seed), template=template)  # told by its own name, before a copy is kept
     from lora_core import TrainConfig
 
     options: dict[str, Any] = {"schedule": schedule}
@@ -153,7 +157,7 @@ class Watch:
         from lora_core.machine import fingerprint
 
         for note in session.task.notes:
-            say(note)
+            say(with_own_names(note, request))
         facts = session.facts()
         say(f"{request.model} on {request.data_name}: {describe(request)}, {facts['trainable']:,} numbers to train")
         e = estimate(session.model, session.adapter.spec, session.task, session.config, session.tokenizer)
@@ -191,7 +195,7 @@ class Watch:
             self.bar.close()
 
 
-FORMAT = "{percentage:3.0f}%|{bar:30}| step {n_fmt}/{total_fmt}, {postfix}"
+FORMAT = "{percentage:3.0f}%|{bar:30}| step {n_fmt}/{total_fmt}{postfix}"
 
 
 class _Watched:
@@ -216,6 +220,14 @@ class _Watched:
 
     def facts(self) -> dict[str, Any]:
         return self.session.facts()
+
+
+def with_own_names(note: str, request: RunRequest) -> str:
+    """A remark on the data, with the user's file names in place of those of the copies in the run's folder."""
+    for name, given in (("data", request.data), ("test", request.test)):
+        if given is not None:
+            note = note.replace(f"{name}{Path(given).suffix.lower()}", Path(given).name)
+    return note
 
 
 def copy_adapter(adapter: Path, out: Path) -> None:
