@@ -1,0 +1,382 @@
+"""The run store: migrations, many processes at once, events that grow while they are read, folders, deletion."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import apsw
+import pytest
+
+from app.runs import database
+from app.runs.database import MIGRATIONS, Database
+from app.runs.events import EventReader, EventWriter, keep, read_all
+from app.runs.process import Lock
+from app.runs.run import RunRequest, command_line, describe, difference, difference_sentence
+from app.runs.store import LostRun, RunStore
+from lora_core.errors import UserError
+from tests.runs_kit import request, spawn
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path)
+
+
+# ---- migrations
+def test_a_new_store_is_at_the_newest_version(store: RunStore) -> None:
+    assert store.db.connection.pragma("user_version") == len(MIGRATIONS)
+    assert store.db.connection.pragma("journal_mode") == "wal"
+
+
+def test_a_store_of_version_1_is_brought_up_to_date_with_its_runs(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    run = store.create(request(title="kept"))
+    store.close()
+    more = (*MIGRATIONS, "ALTER TABLE runs ADD COLUMN owner TEXT", "UPDATE runs SET owner = 'me'")
+    db = Database(store.path, more)
+    assert db.connection.pragma("user_version") == len(MIGRATIONS) + 2
+    assert db.rows("SELECT id, owner FROM runs") == [(run.id, "me")]
+
+
+def test_a_migration_that_fails_leaves_the_store_as_it_was(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    store.create(request())
+    store.close()
+    broken = (*MIGRATIONS, "ALTER TABLE runs ADD COLUMN owner TEXT; UPDATE nothing SET x = 1")
+    with pytest.raises(apsw.SQLError):
+        Database(store.path, broken)
+    assert [r.id for r in RunStore(tmp_path).list()] == [1]
+    assert "owner" not in str(RunStore(tmp_path).db.rows("SELECT sql FROM sqlite_schema WHERE name = 'runs'"))
+
+
+def test_a_newer_store_is_refused_in_one_line(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    store.db.connection.pragma("user_version", len(MIGRATIONS) + 1)
+    store.close()
+    with pytest.raises(UserError, match="newer LoRA Lab") as caught:
+        RunStore(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("what", ["another program's", "no database"])
+def test_somebody_elses_file_is_refused_and_left_alone(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "runs" / "runs.sqlite3"
+    path.parent.mkdir()
+    if what == "no database":
+        path.write_bytes(b"this is a text of some length, and no database at all" * 40)
+    else:
+        apsw.Connection(str(path)).execute("CREATE TABLE songs (title TEXT)")
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="another program|damaged or no database"):
+        RunStore(tmp_path)
+    assert path.read_bytes() == before
+
+
+def test_processes_that_open_a_new_store_together_all_get_it(tmp_path: Path) -> None:
+    code = "import sys; from app.runs.store import RunStore; RunStore(sys.argv[1])"
+    processes = [spawn(code, str(tmp_path)) for _ in range(4)]
+    for p in processes:
+        _, err = p.communicate(timeout=60)
+        assert p.returncode == 0, err
+
+
+# ---- many at once
+WRITER = """
+import sys
+from app.runs.store import RunStore
+from tests.runs_kit import request
+store = RunStore(sys.argv[1])
+for i in range(25):
+    run = store.create(request(title=sys.argv[2]))
+    claimed = store.claim(run.id)
+    assert claimed is not None and claimed.status == "running"
+    store.progress(run.id, step=i, steps=25, loss=float(i))
+    store.finish(run.id, "done", loss=0.5, adapter=False)
+    assert store.get(run.id).request.title == sys.argv[2]
+"""
+
+
+def test_concurrent_writers_in_real_processes(store: RunStore) -> None:
+    processes = [spawn(WRITER, str(store.root.parent), f"writer {i}") for i in range(3)]
+    stop, errors = threading.Event(), []
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                ids = [r.id for r in store.list(limit=1000)]
+                assert ids == sorted(set(ids), reverse=True)
+            except BaseException as e:
+                errors.append(e)
+                return
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for t in threads:
+        t.start()
+    for p in processes:
+        _, err = p.communicate(timeout=120)
+        assert p.returncode == 0, err
+    stop.set()
+    for t in threads:
+        t.join()
+    assert not errors
+    runs = store.list(limit=1000)
+    assert len(runs) == 75 and {r.status for r in runs} == {"done"}
+    assert sorted(int(p.name) for p in store.root.iterdir() if p.name.isdigit()) == sorted(r.id for r in runs)
+    assert not list(store.root.glob(".new-*"))
+
+
+def test_only_one_of_many_processes_claims_a_run(store: RunStore) -> None:
+    run = store.create(request())
+    code = (
+        "import sys; from app.runs.store import RunStore; "
+        "print(RunStore(sys.argv[1]).claim(int(sys.argv[2])) is not None)"
+    )
+    processes = [spawn(code, str(store.root.parent), str(run.id)) for _ in range(4)]
+    answers = [p.communicate(timeout=60)[0].strip() for p in processes]
+    assert sorted(answers) == ["False", "False", "False", "True"]
+    assert store.get(run.id).attempts == 1
+
+
+def test_a_run_that_was_given_to_another_process_takes_no_more_from_the_first(store: RunStore) -> None:
+    run = store.create(request())
+    store.claim(run.id)
+    store.progress(run.id, step=1)
+    with store.db.transaction():
+        store.db.execute("UPDATE runs SET process = 'another' WHERE id = ?", (run.id,))
+    with pytest.raises(LostRun):
+        store.progress(run.id, step=2)
+    with pytest.raises(LostRun):
+        store.finish(run.id, "done")
+    assert (store.get(run.id).step, store.get(run.id).status) == (1, "running")
+
+
+# ---- what a request may be
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"task": None}, "neither given"),
+        ({"task": "pirate", "data": "x.txt"}, "both given"),
+        ({"test": "x.txt"}, "built-in tasks bring their own"),
+        ({"model": ""}, "needs a model"),
+        ({"title": "x" * 201}, "201 characters"),
+        ({"spec": {"rank": 0}}, "rank is 0"),
+        ({"spec": {"rnak": 4}}, "did you mean 'rank'"),
+        ({"config": {"lr": float("nan")}}, "finite"),
+        ({"config": {"lr": [1]}}, "numbers or words"),
+    ],
+)
+def test_a_wrong_request_is_told_before_anything_is_kept(store: RunStore, given: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        store.create(RunRequest(**{"model": "m", "task": "pirate"} | given))
+    assert store.list() == []
+
+
+def test_a_request_comes_back_as_it_was(store: RunStore) -> None:
+    wanted = request(title='"; DROP TABLE runs; -- \ud800 </script>', spec={"targets": ["q"], "layers": [0, 1, 2]})
+    run = store.create(wanted)
+    assert store.get(run.id).request == wanted
+    assert RunRequest.from_dict(json.loads((run.folder / "request.json").read_text())) == wanted
+
+
+def test_data_files_are_copied_under_names_of_ours(store: RunStore, tmp_path: Path) -> None:
+    data, test = tmp_path / "..;rm -rf ~.TXT", tmp_path / "held.tsv"
+    data.write_text("a||b\n")
+    test.write_text("x\ty\n")
+    run = store.create(RunRequest(model="m", data=str(data), test=str(test)))
+    assert sorted(p.name for p in run.folder.iterdir()) == ["data.txt", "request.json", "test.tsv"]
+    data.unlink()
+    assert (run.folder / "data.txt").read_text() == "a||b\n"
+    for wrong in (tmp_path / "no.txt", tmp_path / "x.exe"):
+        with pytest.raises(UserError, match="cannot read|no reader"):
+            store.create(RunRequest(model="m", data=str(wrong)))
+    assert not list(store.root.glob(".new-*")) and len(store.list()) == 1
+
+
+def test_a_model_folder_is_kept_absolute(store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert store.create(request(model="models/mine")).request.model == str(tmp_path / "models" / "mine")
+    assert store.create(request(model="smollm2-135m")).request.model == "smollm2-135m"
+
+
+# ---- ids, lists, deletion
+def test_ids_count_up_and_are_never_given_twice(store: RunStore) -> None:
+    first, second = store.create(request()), store.create(request())
+    store.delete(second.id)
+    third = store.create(request())
+    assert (first.id, second.id, third.id) == (1, 2, 3)
+    assert third.folder == store.root / "000003" and third.folder.is_dir() and not second.folder.exists()
+    assert [r.id for r in store.list()] == [3, 1]
+    assert [r.id for r in store.list(limit=1, offset=1)] == [1]
+
+
+def test_folders_of_a_lost_database_are_not_written_over(store: RunStore) -> None:
+    old = [store.create(request(title="old")) for _ in range(3)]
+    store.close()
+    for path in store.root.glob("runs.sqlite3*"):
+        path.unlink()
+    fresh = RunStore(store.root.parent)
+    run = fresh.create(request(title="new"))
+    assert run.id == 4 and fresh.create(request()).id == 5
+    assert all("old" in (r.folder / "request.json").read_text() for r in old)
+
+
+@pytest.mark.parametrize("id", ["1", "../../etc", 1.0, True, -1, None, 2**60])
+def test_what_is_no_number_is_no_run(store: RunStore, id: object) -> None:
+    store.create(request())
+    for use in (store.get, store.events, store.delete, store.folder):
+        with pytest.raises(UserError):
+            use(id)  # type: ignore[arg-type]
+
+
+def test_a_run_that_is_trained_is_not_deleted(store: RunStore) -> None:
+    run = store.create(request())
+    store.claim(run.id)
+    with pytest.raises(UserError, match="being trained"):
+        store.delete(run.id)
+    store.finish(run.id, "done")
+    lock = Lock(run.folder)
+    assert lock.take()
+    with pytest.raises(UserError, match="being trained"):  # its process has not quite ended
+        store.delete(run.id)
+    lock.release()
+    store.delete(run.id)
+    with pytest.raises(UserError, match="no run '1'"):
+        store.get(run.id)
+
+
+def test_leftovers_of_killed_processes_are_swept(store: RunStore) -> None:
+    for name in (".new-1", ".gone-1"):
+        (store.root / name).mkdir()
+    run = store.create(request())
+    assert store.sweep() == 0
+    assert store.sweep(older_s=-1) == 2
+    assert run.folder.is_dir() and not list(store.root.glob(".new-*"))
+
+
+def test_ten_thousand_runs_are_listed_without_reading_their_folders(store: RunStore) -> None:
+    text = json.dumps(request().to_dict())
+    with store.db.transaction():
+        for _ in range(10_000):
+            store.db.execute("INSERT INTO runs (request, created, status, adapter) VALUES (?, 1, 'done', 1)", (text,))
+    runs = store.list(limit=10_000)
+    assert len(runs) == 10_000 and runs[0].adapter == store.root / "010000" / "adapter"
+
+
+# ---- events
+def test_events_are_read_from_where_one_was(store: RunStore) -> None:
+    run = store.create(request())
+    assert store.events(run.id) == []
+    writer = EventWriter(run.folder / "events.jsonl")
+    for i in range(5):
+        writer.append({"kind": "step", "step": i, "loss": float("nan") if i == 3 else 1.0})
+    assert [e["step"] for e in store.events(run.id)] == [0, 1, 2, 3, 4]
+    assert [e["step"] for e in store.events(run.id, since=3)] == [3, 4]
+    assert store.events(run.id, since=3)[0]["loss"] is None
+    writer.append({"kind": "step", "step": 5})
+    assert [e["step"] for e in store.events(run.id, since=5)] == [5]
+    assert store.events(run.id, since=6) == []
+
+
+def test_reading_again_reads_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.runs import events
+
+    seen, real = [], events._parse
+    monkeypatch.setattr(events, "_parse", lambda data: seen.append(len(data)) or real(data))
+    writer, reader = EventWriter(tmp_path / "e"), EventReader()
+    for i in range(1000):
+        writer.append({"step": i, "loss": 1.5})
+    reader.read(tmp_path / "e")
+    reader.read(tmp_path / "e")
+    writer.append({"step": 1000})
+    assert len(reader.read(tmp_path / "e")) == 1001
+    assert seen == [os.path.getsize(tmp_path / "e") - 14, 14]
+
+
+def test_a_torn_last_line_is_ignored_and_then_mended(tmp_path: Path) -> None:
+    path = tmp_path / "e"
+    path.write_bytes(b'{"step": 0}\nno json\n{"step": 1}\n{"ste')
+    reader = EventReader()
+    assert [e["step"] for e in reader.read(path)] == [0, 1]
+    writer = EventWriter(path)
+    writer.append({"step": 2})
+    assert [e["step"] for e in reader.read(path)] == [0, 1, 2]
+    assert [e["step"] for e in read_all(path)] == [0, 1, 2]
+    path.write_bytes(b'{"torn')
+    EventWriter(path).append({"step": 9})
+    assert path.read_bytes() == b'{"step":9}\n'
+
+
+def test_a_line_that_is_half_there_is_read_when_it_is_whole(tmp_path: Path) -> None:
+    path, reader = tmp_path / "e", EventReader()
+    path.write_bytes(b'{"step": 0}\n{"st')
+    assert len(reader.read(path)) == 1
+    with open(path, "ab") as f:
+        f.write(b'ep": 1}\n')
+    assert [e["step"] for e in reader.read(path, since=1)] == [1]
+
+
+def test_a_rewritten_file_is_read_anew(tmp_path: Path) -> None:
+    path, reader = tmp_path / "e", EventReader()
+    writer = EventWriter(path)
+    for i in range(10):
+        writer.append({"step": i})
+    assert len(reader.read(path)) == 10
+    assert len(keep(path, lambda e: e["step"] < 4)) == 4
+    writer = EventWriter(path)
+    for i in range(20, 40):
+        writer.append({"step": i})
+    assert [e["step"] for e in reader.read(path)] == [0, 1, 2, 3, *range(20, 40)]
+
+
+def test_threads_read_while_a_process_writes(store: RunStore) -> None:
+    run = store.create(request())
+    code = """
+import sys; from pathlib import Path; from app.runs.events import EventWriter
+w = EventWriter(Path(sys.argv[1]))
+for i in range(3000): w.append({"step": i, "norms": {str(k): 0.1 for k in range(30)}})
+"""
+    process = spawn(code, str(run.folder / "events.jsonl"))
+    results: list[list[int]] = [[] for _ in range(4)]
+
+    def follow(mine: list[int]) -> None:
+        while len(mine) < 3000:
+            mine += [e["step"] for e in store.events(run.id, since=len(mine))]
+
+    threads = [threading.Thread(target=follow, args=(r,), daemon=True) for r in results]
+    for t in threads:
+        t.start()
+    assert process.wait(60) == 0, process.communicate()[1]
+    for t in threads:
+        t.join(60)
+    assert all(r == list(range(3000)) for r in results)
+
+
+# ---- in words
+def test_a_run_in_a_few_words() -> None:
+    a, b = request(), request(steps=30, spec={"rank": 4, "layers": [0, 1, 2, 3], "scaling": "alpha/sqrt(r)"})
+    assert describe(a) == "q v · r 8"
+    assert describe(b) == "q v · r 4 · layers 0–3 · α/√r"
+    assert describe(request(spec={"layers": [0, 5]})) == "q v · r 8 · layers 0 5"
+    assert {d.name for d in difference(a, b)} == {"rank", "layers", "scaling", "steps"}
+    assert difference_sentence(a, request(spec={"rank": 4})) == "r 8 instead of 4"
+    assert difference_sentence(a, request()) == "the same settings"
+
+
+def test_the_command_that_makes_a_run_again() -> None:
+    text = command_line(RunRequest(model="my model", data="a b.txt", config={"steps": 60, "lr": 1e-3}))
+    where, what = "--model 'my model' --data 'a b.txt'", "--targets q,v --rank 8 --alpha 16"
+    assert text == f"lora-lab train {where} {what} --steps 60 --lr 0.001 --out DIR"
+
+
+def test_a_full_disk_is_told_in_one_line(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "the disk is full" in str(database.explained(apsw.FullError("database or disk is full"), store.path))
+    monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match="the disk is full"):
+        store.create(request())
+    monkeypatch.undo()
+    assert store.list() == [] and not list(store.root.glob(".new-*"))
+    assert store.create(request()).id == 1
