@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import threading
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -14,7 +16,7 @@ from app.runs import database
 from app.runs.database import MIGRATIONS, Database
 from app.runs.events import EventReader, EventWriter, keep, read_all
 from app.runs.process import Lock
-from app.runs.run import RunRequest, command_line, describe, difference, difference_sentence
+from app.runs.run import USUAL, RunRequest, command_line, describe, difference, difference_sentence
 from app.runs.store import LostRun, RunStore
 from lora_core.errors import UserError
 from tests.runs_kit import request, spawn
@@ -168,7 +170,7 @@ def test_a_run_that_was_given_to_another_process_takes_no_more_from_the_first(st
         ({"config": {"lr": [1]}}, "numbers or words"),
     ],
 )
-def test_a_wrong_request_is_told_before_anything_is_kept(store: RunStore, given: dict, said: str) -> None:
+def test_a_wrong_request_is_told_before_anything_is_kept(store: RunStore, given: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         store.create(RunRequest(**{"model": "m", "task": "pirate"} | given))
     assert store.list() == []
@@ -367,9 +369,25 @@ def test_a_run_in_a_few_words() -> None:
 
 
 def test_the_command_that_makes_a_run_again() -> None:
-    text = command_line(RunRequest(model="my model", data="a b.txt", config={"steps": 60, "lr": 1e-3}))
+    plain = RunRequest(model="my model", data="a b.txt", config={"steps": 60, "lr": 1e-3, "clip": 1.0})
     where, what = "--model 'my model' --data 'a b.txt'", "--targets q,v --rank 8 --alpha 16"
-    assert text == f"lora-lab train {where} {what} --steps 60 --lr 0.001 --out DIR"
+    assert command_line(plain) == f"lora-lab train {where} {what} --steps 60 --lr 0.001 --out DIR"
+    special = request(spec={"layers": [0, 1], "dropout": 0.1}, config={"clip": 0.5, "schedule": "cosine"}, title="it's")
+    text = command_line(special)
+    for part in ("--layers 0,1", "--dropout 0.1", "--clip 0.5", "--schedule cosine", "--seed 0", "it"):
+        assert part in text
+
+
+def test_what_the_command_leaves_out_is_what_the_command_line_takes() -> None:
+    import inspect
+
+    from app.commands.train import train
+
+    options = inspect.signature(train).parameters
+    assert {k: options[k].default for k in USUAL} == USUAL
+    words = request(title="t", spec={"rank": 3}, config={"eval_every": 4, "max_tokens": 99, "batch_size": 2})
+    for part in shlex.split(command_line(words))[2::2]:
+        assert part.removeprefix("--").replace("-", "_") in options
 
 
 def test_a_full_disk_is_told_in_one_line(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:

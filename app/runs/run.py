@@ -189,19 +189,25 @@ def difference_sentence(run: Run | RunRequest, other: Run | RunRequest) -> str:
     return ", ".join(f"{d.label} {d.this} instead of {d.other}" for d in found) or "the same settings"
 
 
+# Options that the command line need not be given when they are as usual; the others are always written out.
+USUAL = {
+    **{"layers": "all", "scaling": "alpha/r", "init": "gaussian", "dropout": 0.0, "schedule": "linear", "warmup": 0.05},
+    **{"weight_decay": 0.0, "clip": 1.0, "accumulate": 1, "eval_rows": 64, "eval_every": 0, "max_tokens": 256},
+    **{"dtype": "auto", "device": "auto", "template": None, "title": None, "test": None},
+}
+
+
 def command_line(request: RunRequest, out: str = "DIR") -> str:
-    """The command that makes this run again, with all settings that the command line has words for."""
+    """The command that makes this run again."""
     s, c = request.spec, request.config
-    words: list[tuple[str, Any]] = [("model", request.model), ("task", request.task), ("data", request.data),
-                                    ("test", request.test), ("template", request.template)]  # fmt: skip
-    words += [("targets", ",".join(s["targets"])), ("rank", s["rank"]), ("alpha", f"{s['alpha']:g}")]
-    if s["layers"] != "all":
-        words.append(("layers", ",".join(map(str, s["layers"]))))
-    if s["scaling"] != "alpha/r":
-        words.append(("scaling", s["scaling"]))
-    words += [(k.replace("_", "-"), c.get(k)) for k in ("steps", "batch_size", "lr", "seed")]
-    words.append(("out", out))
-    parts = [f"--{k} {shlex.quote(f'{v:g}' if isinstance(v, float) else str(v))}" for k, v in words if v is not None]
+    layers = s["layers"] if s["layers"] == "all" else ",".join(map(str, s["layers"]))
+    words = {"model": request.model, "task": request.task, "data": request.data, "test": request.test}
+    words |= {"targets": ",".join(s["targets"]), "rank": s["rank"], "alpha": s["alpha"], "layers": layers}
+    words |= {k: c.get(k) for k in ("steps", "batch_size", "lr", "seed")}
+    words |= {k: s.get(k, c.get(k)) for k in USUAL if k in s and k != "layers" or k in c}
+    words |= {"template": request.template, "title": request.title, "out": out}
+    parts = [f"--{k.replace('_', '-')} {shlex.quote(f'{v:g}' if isinstance(v, float) else str(v))}"
+             for k, v in words.items() if v is not None and v != USUAL.get(k)]  # fmt: skip
     return " ".join(["lora-lab train", *parts])
 
 

@@ -270,8 +270,10 @@ class RunStore:
             "diverged": "has diverged, and would again; start a new one with a smaller learning rate",
             "running": "is being trained already",
         }.get(run.status)
-        if run.recorded or why:
-            raise UserError(f"run {run.id} {why or 'was recorded; it cannot be trained further'}")
+        if run.recorded:
+            raise UserError("the recorded run comes with LoRA Lab and cannot be trained further")
+        if why:
+            raise UserError(f"run {run.id} {why}")
 
     def _run(self, row: Sequence[Any]) -> Run:
         d = dict(zip(NAMES, row, strict=True))
