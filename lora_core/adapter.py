@@ -55,7 +55,7 @@ class Adapter:
     def factors(self, key: str) -> Factors:
         """A (r, in), B (out, r), scaling and rows of one site."""
         if key not in self._factors:
-            raise unknown("adapted matrix", key, self._factors, f"adapter {self.name!r}")
+            raise unknown("adapted matrix", key, self._factors, f"in adapter {self.name!r}")
         return self._factors[key]
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -251,7 +251,7 @@ def get_adapter(model: nn.Module, name: str) -> Adapter:
     """The attached adapter of that name; UserError with the nearest match where there is none."""
     adapters = book_of(model).adapters
     if name not in adapters:
-        raise unknown("adapter", name, adapters, "this model")
+        raise unknown("adapter", name, adapters, "on this model")
     return adapters[name]
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST = 20  # names that an error lists
+
 
 class UserError(ValueError):
     """The user's input cannot be used. `str(error)` is a whole sentence that can be shown as it is."""
@@ -37,7 +39,8 @@ def unknown(kind: str, given: str, possible: Iterable[str], where: str = "") -> 
     """
     names = list(possible)
     place = f" {where}" if where else ""
-    choice = f"; possible: {' '.join(names)}" if names else "; there are none"
+    more = f" … ({len(names) - MOST} more)" if len(names) > MOST else ""
+    choice = f"; possible: {' '.join(names[:MOST])}{more}" if names else "; there are none"
     match = nearest(given, names)
     hint = f" (did you mean '{match}'?)" if match is not None else ""
     return UserError(f"no {kind} '{given}'{place}{choice}{hint}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lora_core.objective import CausalLM
+from lora_core.objective import CausalLM, wide
 
 if TYPE_CHECKING:
     from lora_core.tasks import Row, Task
@@ -148,7 +148,7 @@ def token_differences(model: nn.Module, tokenizer: Any, prompt: str, completion:
     model.eval()
     try:
         with per_row(model, [None, name]):
-            logp = objective.logits(both, at).float().log_softmax(-1).view(2, n, -1)
+            logp = wide(objective.logits(both, at)).log_softmax(-1).view(2, n, -1)
     finally:
         model.train(was)
     texts = pieces(tokenizer, ids[e.start :])

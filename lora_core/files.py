@@ -218,7 +218,8 @@ def _pair(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndar
         r = _lookup(config.get("rank_pattern"), path, config["r"])
         if A.shape[0] != r or B.shape[1] != r:
             raise UserError(
-                f"{file}: {path} has A {A.shape} and B {B.shape}; by {CONFIG} its rank is {r}, so A must be ({r}, in) and B (out, {r})"
+                f"{file}: {path} has A {A.shape} and B {B.shape}; by {CONFIG} its rank is {r},"
+                f" so A must be ({r}, in) and B (out, {r})"
             )
         alpha = _lookup(config.get("alpha_pattern"), path, config["lora_alpha"])
         out[path] = (A, B, alpha / math.sqrt(r) if config.get("use_rslora") else alpha / r)

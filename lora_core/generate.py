@@ -100,7 +100,7 @@ def generate(
                         new[i].append(t)
             first_s = first_s or time.perf_counter() - began
             done = not live.any() or n + 1 == max_new_tokens or bool(stop and stop())
-            so_far = texts.update(new)
+            so_far = texts.update(new, done)
             grouped = tuple(tuple(so_far[i : i + sides]) for i in range(0, len(rows), sides))
             yield Generation(texts=grouped, adapters=adapters, tokens=total, done=done,
                              seconds=time.perf_counter() - began, first_s=first_s)  # fmt: skip
@@ -119,13 +119,11 @@ class _Texts:
         self.tokenizer = tokenizer
         self.text, self.start, self.at = [""] * rows, [0] * rows, [0] * rows
 
-    def update(self, new: list[list[int]]) -> list[str]:
+    def update(self, new: list[list[int]], last: bool) -> list[str]:
         for i, ids in enumerate(new):
-            if len(ids) == self.at[i]:
-                continue
             before = self.tokenizer.decode(ids[self.start[i] : self.at[i]])
             now = self.tokenizer.decode(ids[self.start[i] :])
-            if not now.endswith("\ufffd"):  # half a character waits for its other half
+            if last or not now.endswith("\ufffd"):  # half a character waits for its other half
                 self.text[i] += now[len(before) :]
                 self.start[i], self.at[i] = self.at[i], len(ids)
         return list(self.text)

@@ -61,11 +61,11 @@ class CausalLM:
                      labelled=int((labels[:, 1:] != -100).sum()))  # fmt: skip
 
     def loss(self, batch: Batch) -> Tensor:
-        """Sum of the losses of a batch's labelled tokens, in float32, nats."""
+        """Sum of the losses of a batch's labelled tokens, at least float32, nats."""
         targets = batch.labels[:, 1:].reshape(-1)
         at = (targets != -100).nonzero().squeeze(1)
         logits = self.logits(batch.ids, at)
-        return F.cross_entropy(logits.float(), targets[at], reduction="sum")
+        return F.cross_entropy(wide(logits), targets[at], reduction="sum")
 
     def logits(self, ids: Tensor, at: Tensor) -> Tensor:
         """Logits (len(at), vocabulary) that predict the token after position at[i] of ids[:, :-1], flattened."""
@@ -93,6 +93,11 @@ class CausalLM:
                 return torch.equal(head(self._body(ids)), whole)
         finally:
             self.model.train(was)
+
+
+def wide(x: Tensor) -> Tensor:
+    """16-bit numbers as float32; a softmax over a vocabulary needs it. Others as they are."""
+    return x.float() if x.element_size() < 4 else x
 
 
 def bucketed(lengths: Sequence[int], size: int, generator: torch.Generator, window: int = 32) -> list[list[int]]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lora_core.errors import UserError, unknown
+from lora_core.errors import UserError, nearest, unknown
 from lora_core.families import FAMILIES, STAGES, TARGETS, TITLES, guess, pattern, rows_of
 from lora_core.spec import LoraSpec
 
@@ -103,7 +103,7 @@ def path_site(model: nn.Module, path: str) -> Site:
     shape = weight_shape(module)
     if shape is None:
         paths = [p for p, m in modules.items() if weight_shape(m) is not None and ".lora." not in p]
-        raise unknown("module", path, paths, type(model).__name__)
+        raise unknown("module", path, paths, f"in {type(model).__name__}")
     target, layer = guess(path)
     return Site(path=path, key=path, target=target, layer=layer, out=shape[0], in_=shape[1], transposed=shape[2])
 
@@ -156,13 +156,11 @@ def _check_patterns(spec: LoraSpec, sites: Iterable[Site]) -> None:
 
 
 def _no_matrix(model: nn.Module, target: str, names: list[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(target, names, 1, 0.3) or [n for n in names if target.startswith(n)][:1]
+    near = nearest(target, names)
     if not names:
         return (f"no matrix {target!r}: {type(model).__name__} is an architecture without named matrices here; "
                 "give module paths instead, such as those that model.named_modules() lists")  # fmt: skip
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    hint = f" (did you mean {near!r}?)" if near else ""
     return f"no matrix {target!r} in {type(model).__name__}; this model has {' '.join(names)}{hint}"
 
 

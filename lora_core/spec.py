@@ -89,7 +89,7 @@ class LoraSpec:
         known = [f.name for f in fields(cls)]
         for key in d:
             if key not in known:
-                raise unknown("setting", str(key), known, "LoraSpec")
+                raise unknown("setting", str(key), known, "in LoraSpec")
         return cls(**d)
 
 

@@ -110,7 +110,7 @@ class TrainConfig:
         known = [f.name for f in fields(cls)]
         for key in d:
             if key not in known:
-                raise unknown("setting", str(key), known, "TrainConfig")
+                raise unknown("setting", str(key), known, "in TrainConfig")
         return cls(**d)
 
 
