@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -31,7 +32,8 @@ def start(*, host: str, port: int, open_browser: bool) -> None:
     """Run the page until it is stopped."""
     from app.server import serve as run
 
-    run(host=host, port=port, open_browser=open_browser)
+    with suppress(KeyboardInterrupt):  # Ctrl-C is how a page ends
+        run(host=host, port=port, open_browser=open_browser)
 
 
 def free_port(host: str, port: int) -> int:
