@@ -163,7 +163,7 @@ def _file_bytes(sites: Sequence[Site], ranks: dict[str, int]) -> int:
     for path, parts in modules.items():
         r, first = sum(ranks[s.key] for s in parts), parts[0]
         shapes[f"base_model.model.{path}.lora_A.weight"] = (r, first.in_)
-        shapes[f"base_model.model.{path}.lora_B.weight"] = (3 * first.out if first.layout else first.out, r)
+        shapes[f"base_model.model.{path}.lora_B.weight"] = (first.full, r)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name in sorted(shapes):  # safetensors orders tensors of one dtype by name

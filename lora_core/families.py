@@ -1,12 +1,14 @@
 """Where each family of transformers keeps its matrices: one small table, and no torch.
 
-A family maps each logical matrix (q k v o gate up down) to a module path; {i} is the layer. Where several matrices are
-rows of one fused weight, a layout says which rows.
+A family maps each logical matrix (q k v o gate up down) to module paths; {i} is the layer, {n} any other number. Where
+several matrices are rows of one fused weight, a Layout says which rows; families differ in how they order them.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,48 +17,144 @@ TITLES = {"q": "query", "k": "key", "v": "value", "o": "attention output", "gate
           "down": "MLP down"}  # fmt: skip
 STAGES = {"q": 0, "k": 0, "v": 0, "o": 1, "gate": 2, "up": 2, "down": 3}
 
-# family -> {target: (module path, layout of the rows or None for the whole weight)}
-Table = dict[str, tuple[str, str | None]]
+
+class Layout(NamedTuple):
+    """Which rows of a fused weight (full, in) are one of its matrices.
+
+    name    "concat": q, k, v one after the other; "groups": for each key head its query heads, its key, its value;
+            "codegen": four blocks of q, v, k; "halves": gate, then up
+    which   q 0, k 1, v 2; gate 0, up 1
+    heads   query heads (0 where the weight holds k and v alone); groups: key heads
+    full    rows of the whole weight
+    """
+
+    name: str
+    which: int
+    heads: int
+    groups: int
+    full: int
+
+    def rows(self) -> slice | np.ndarray:
+        """A slice where the rows lie together, else their indices."""
+        name, which, heads, groups, full = self
+        if name == "halves":
+            return slice(which * (full // 2), (which + 1) * (full // 2))
+        if name == "codegen":  # (4, [q, v, k], heads/4, head_dim); four is the number of chips it was trained on
+            return np.arange(full).reshape(4, 3, full // 12)[:, (0, 2, 1)[which]].reshape(-1)
+        size = full // (heads + 2 * groups)  # of a head
+        if name == "concat":
+            ends = (0, heads * size, (heads + groups) * size, full)
+            return slice(ends[which], ends[which + 1])
+        each = heads // groups
+        grouped = np.arange(full).reshape(groups, each + 2, size)
+        return (grouped[:, :each], grouped[:, each], grouped[:, each + 1])[which].reshape(-1)
 
 
-def _table(layer: str, layout: str | None = None, **modules: str) -> Table:
-    """Targets by name; the name `qkv` stands for three matrices in one module, in the given layout."""
+# ---- how a fused weight is laid out, by its model's config: (name, heads, groups) ----------------------------------
+Order = Callable[[Any], tuple[str, int, int]]
+
+
+def _concat(c: Any) -> tuple[str, int, int]:
+    return "concat", c.num_attention_heads, getattr(c, "num_key_value_heads", None) or c.num_attention_heads
+
+
+def _kv_only(c: Any) -> tuple[str, int, int]:
+    return "concat", 0, c.num_attention_heads
+
+
+def _by_head(c: Any) -> tuple[str, int, int]:
+    return "groups", c.num_attention_heads, c.num_attention_heads
+
+
+def _bigcode(c: Any) -> tuple[str, int, int]:
+    return ("concat", c.num_attention_heads, 1) if c.multi_query else _by_head(c)
+
+
+def _falcon(c: Any) -> tuple[str, int, int]:
+    if c.new_decoder_architecture:
+        return "groups", c.num_attention_heads, c.num_kv_heads
+    return _bigcode(c)
+
+
+def _codegen(c: Any) -> tuple[str, int, int]:
+    return "codegen", c.num_attention_heads, c.num_attention_heads
+
+
+def _halves(c: Any) -> tuple[str, int, int]:
+    return "halves", 0, 0
+
+
+# ---- the table: family -> {target: [(module path, order or None for a weight of its own)]} ---------------------------
+Table = dict[str, list[tuple[str, Order | None]]]
+
+
+def _table(layer: str, order: Order = _concat, /, **modules: str) -> Table:
+    """Targets by module. `qkv`, `kv` and `gate_up` stand for matrices in one weight; a space parts several modules."""
     table: Table = {}
-    for target, module in modules.items():
-        path = f"{layer}.{{i}}.{module}"
-        table |= {t: (path, layout) for t in "qkv"} if target == "qkv" else {target: (path, None)}
+    for name, paths in modules.items():
+        fused = {"qkv": ("qkv", order), "kv": ("kv", _kv_only), "gate_up": (("gate", "up"), _halves)}.get(name)
+        for target in fused[0] if fused else (name,):
+            table.setdefault(target, []).extend((f"{layer}.{p}", fused[1] if fused else None) for p in paths.split())
     return table
 
 
-_LLAMA = _table("layers", q="self_attn.q_proj", k="self_attn.k_proj", v="self_attn.v_proj", o="self_attn.o_proj",
-                gate="mlp.gate_proj", up="mlp.up_proj", down="mlp.down_proj")  # fmt: skip
-_OPT = _table("layers", q="self_attn.q_proj", k="self_attn.k_proj", v="self_attn.v_proj", o="self_attn.out_proj",
-              up="fc1", down="fc2")  # fmt: skip
-_GPT2 = _table("h", "concat", qkv="attn.c_attn", o="attn.c_proj", up="mlp.c_fc", down="mlp.c_proj")
-_NEOX = _table("layers", "per-head", qkv="attention.query_key_value", o="attention.dense", up="mlp.dense_h_to_4h",
-               down="mlp.dense_4h_to_h")  # fmt: skip
-_BERT = _table("layer", q="attention.self.query", k="attention.self.key", v="attention.self.value",
-               o="attention.output.dense", up="intermediate.dense", down="output.dense")  # fmt: skip
+def _both(*tables: Table) -> Table:
+    joined: Table = {}
+    for t in tables:
+        for target, places in t.items():
+            joined.setdefault(target, []).extend(places)
+    return joined
+
+
+def _attention(at: str, o: str, names: str = "q_proj k_proj v_proj") -> dict[str, str]:
+    return {**{t: f"{at}.{n}" for t, n in zip("qkv", names.split())}, "o": f"{at}.{o}"}
+
+
+_QKVO = _attention("self_attn", "o_proj")
+_SELF = "attention.self"
+_LLAMA = _table("layers.{i}", **_QKVO, gate="mlp.gate_proj", up="mlp.up_proj", down="mlp.down_proj")
+_BERT = _table("layer.{i}", q=f"{_SELF}.query", k=f"{_SELF}.key", v=f"{_SELF}.value", o="attention.output.dense",
+               up="intermediate.dense", down="output.dense")  # fmt: skip
+_NEOX_MLP = {"up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"}
+_T5_MLP = {"gate": "DenseReluDense.wi_0", "up": "DenseReluDense.wi_1 DenseReluDense.wi", "down": "DenseReluDense.wo"}
+
 FAMILIES: dict[str, Table] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "cohere",
                      "granite", "stablelm"), _LLAMA),
-    "opt": _OPT, "gpt2": _GPT2, "gpt_neox": _NEOX, **dict.fromkeys(("bert", "roberta", "electra"), _BERT),
+    "starcoder2": _table("layers.{i}", **_QKVO, up="mlp.c_fc", down="mlp.c_proj"),
+    "phi": _table("layers.{i}", **_attention("self_attn", "dense"), up="mlp.fc1", down="mlp.fc2"),
+    "opt": _table("layers.{i}", **_attention("self_attn", "out_proj"), up="fc1", down="fc2"),
+    "gptj": _table("h.{i}", **_attention("attn", "out_proj"), up="mlp.fc_in", down="mlp.fc_out"),
+    "gpt_neo": _table("h.{i}", **_attention("attn.attention", "out_proj"), up="mlp.c_fc", down="mlp.c_proj"),
+    "gpt2": _both(_table("h.{i}", qkv="attn.c_attn", o="attn.c_proj", up="mlp.c_fc", down="mlp.c_proj"),
+                  _table("h.{i}.crossattention", q="q_attn", kv="c_attn", o="c_proj")),
+    "gpt_bigcode": _table("h.{i}", _bigcode, qkv="attn.c_attn", o="attn.c_proj", up="mlp.c_fc", down="mlp.c_proj"),
+    "gpt_neox": _table("layers.{i}", _by_head, qkv="attention.query_key_value", o="attention.dense", **_NEOX_MLP),
+    "bloom": _table("h.{i}", _by_head, qkv="self_attention.query_key_value", o="self_attention.dense", **_NEOX_MLP),
+    "falcon": _table("h.{i}", _falcon, qkv="self_attention.query_key_value", o="self_attention.dense", **_NEOX_MLP),
+    "mpt": _table("blocks.{i}", qkv="attn.Wqkv", o="attn.out_proj", up="ffn.up_proj", down="ffn.down_proj"),
+    "codegen": _table("h.{i}", _codegen, qkv="attn.qkv_proj", o="attn.out_proj", up="mlp.fc_in", down="mlp.fc_out"),
+    "phi3": _table("layers.{i}", qkv="self_attn.qkv_proj", o="self_attn.o_proj", gate_up="mlp.gate_up_proj",
+                   down="mlp.down_proj"),
+    **dict.fromkeys(("bert", "roberta", "electra"), _BERT),
+    "deberta-v2": {**_BERT, **_table("layer.{i}", q=f"{_SELF}.query_proj", k=f"{_SELF}.key_proj",
+                                     v=f"{_SELF}.value_proj")},
+    "distilbert": _table("layer.{i}", **_attention("attention", "out_lin", "q_lin k_lin v_lin"), up="ffn.lin1",
+                         down="ffn.lin2"),
+    "albert": _table("albert_layer_groups.{i}.albert_layers.{n}",
+                     **_attention("attention", "dense", "query key value"), up="ffn", down="ffn_output"),
+    "t5": _both(*(_table(f"block.{{i}}.layer.{n}", **modules) for n, modules in (
+        (0, _attention("SelfAttention", "o", "q k v")), (1, _attention("EncDecAttention", "o", "q k v")),
+        (1, _T5_MLP), (2, _T5_MLP)))),
+    "bart": _both(_table("layers.{i}", **_attention("self_attn", "out_proj"), up="fc1", down="fc2"),
+                  _table("layers.{i}", **_attention("encoder_attn", "out_proj"))),
 }  # fmt: skip
-
-
-def rows_of(layout: str, which: int, out: int, heads: int) -> slice | np.ndarray:
-    """The rows of a fused weight (out, in) that are q (which = 0), k (1) or v (2).
-
-    "concat": q, k, v one after the other. "per-head": rows as (head, 3, head_dim), so each is interleaved by head.
-    """
-    if layout == "concat":
-        return slice(which * (out // 3), (which + 1) * (out // 3))
-    return np.arange(out).reshape(heads, 3, out // (3 * heads))[:, which].reshape(-1)
 
 
 def pattern(path: str) -> re.Pattern[str]:
     """A path of the table as a regular expression over module paths, with the layer as its group."""
-    return re.compile(r"(?:^|\.)" + re.escape(path).replace(r"\{i\}", r"(\d+)") + "$")
+    text = re.escape(path).replace(r"\{i\}", r"(\d+)").replace(r"\{n\}", r"\d+")
+    return re.compile(r"(?:^|\.)" + text + "$")
 
 
 def guess(path: str) -> tuple[str, int | None]:
@@ -65,7 +163,7 @@ def guess(path: str) -> tuple[str, int | None]:
     A path that no family has keeps its last part as its name.
     """
     for table in FAMILIES.values():
-        hits = [(t, m) for t, (p, _) in table.items() if (m := pattern(p).search(path))]
+        hits = [(t, m) for t, places in table.items() for p, _ in places if (m := pattern(p).search(path))]
         if hits:
             return "".join(t for t, _ in hits), int(hits[0][1][1])
     layer = re.search(r"\.(\d+)\.", path)

@@ -19,7 +19,7 @@ import numpy as np
 import safetensors
 
 from lora_core.errors import UserError
-from lora_core.families import guess, rows_of
+from lora_core.families import Layout, guess
 from lora_core.spec import LoraSpec
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class StoredSite:
     path: str
     target: str
     layer: int | None
-    layout: tuple[str, int, int] | None
+    layout: Layout | None
     A: np.ndarray
     B: np.ndarray
     scaling: float
@@ -127,7 +127,7 @@ def read_adapter(folder: str | Path) -> Stored:
             info=dict(lab.get("info", {})),
             fresh=bool(lab.get("fresh", False)),
         )
-    except (KeyError, TypeError, ValueError, IndexError) as e:
+    except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as e:
         raise UserError(
             f"{folder / LAB} does not fit {WEIGHTS} ({e}); without it the folder reads as a plain PEFT adapter"
         ) from None
@@ -235,7 +235,7 @@ def _lookup(patterns: Mapping[str, float] | None, path: str, default: float) -> 
 
 
 def _split(
-    whole: Mapping[str, tuple[np.ndarray, np.ndarray, float]], sites: list[dict[str, Any]]
+    whole: Mapping[str, Factors], sites: list[dict[str, Any]]
 ) -> dict[str, StoredSite]:
     """Our matrices out of PEFT's modules: whole ones as they are, slices out of their block."""
     out: dict[str, StoredSite] = {}
@@ -243,14 +243,13 @@ def _split(
     covered = {path: np.zeros(B.shape, bool) for path, (_, B, _) in whole.items()}
     for d in sites:
         A, B, s = whole[d["path"]]
-        layout = tuple(d["layout"]) if d.get("layout") else None
+        layout = Layout(*d["layout"]) if d.get("layout") else None
         first = taken.get(d["path"], 0)
         cols = slice(first, first + int(d["rank"]))
         taken[d["path"]] = cols.stop
-        if layout is None:
-            rows: Any = slice(None)
-        else:
-            rows = rows_of(layout[0], int(layout[1]), B.shape[0], int(layout[2]))
+        if layout is not None and (layout.full != B.shape[0] or not all(isinstance(n, int) for n in layout[1:])):
+            raise ValueError(f"the layout of {d['key']} does not fit a weight of {B.shape[0]} rows")
+        rows: Any = slice(None) if layout is None else layout.rows()
         covered[d["path"]][rows, cols] = True
         ratio = s / float(d["scaling"])  # 1 unless slices of one module differ in their scaling
         block = B[rows, cols]
@@ -259,7 +258,7 @@ def _split(
             path=str(d["path"]),
             target=str(d["target"]),
             layer=d["layer"],
-            layout=layout,  # type: ignore[arg-type]
+            layout=layout,
             A=A[cols],
             B=block if ratio == 1 else block * ratio,
             scaling=float(d["scaling"]),
@@ -297,7 +296,7 @@ def load_into(model: nn.Module, folder: Path, name: str | None, allow_zero: bool
             layer=s.layer,
             layout=s.layout,
             in_=host.in_,
-            out=host.out // 3 if s.layout else host.out,
+            out=s.B.shape[0] if s.layout and s.layout.full == host.out else host.out,
             transposed=host.transposed,
         )
         if (s.B.shape[0], s.A.shape[1]) != (site.out, site.in_):

@@ -78,7 +78,10 @@ class Factors(nn.Module):
 def _batch(x: Tensor, n: int) -> Tensor:
     """x with the batch as its first axis, also where a model has flattened (batch, time) into one."""
     if x.shape[0] % n:
-        raise ValueError(f"rows() was given {n} adapters, one for each row, but the batch has {x.shape[0]} rows")
+        raise ValueError(
+            f"rows() was given {n} adapters, one for each row, but a matrix is called with {x.shape[0]} rows:"
+            " the batch has another size, or the model computes something for all rows together"
+        )
     return x if x.shape[0] == n else x.reshape(n, -1, x.shape[-1])
 
 

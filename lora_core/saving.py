@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lora_core.errors import UserError
-from lora_core.families import rows_of
 from lora_core.files import CONFIG, LAB, PREFIX, WEIGHTS
 
 if TYPE_CHECKING:
@@ -46,11 +45,11 @@ def save_adapter(adapter: Adapter, folder: str | Path, info: Mapping[str, Any]) 
         scale = max(scalings.values())
         A = np.concatenate([pairs[k][0] for k in keys])
         first = adapter.sites[keys[0]]
-        B = np.zeros((3 * first.out if first.layout else first.out, A.shape[0]), np.float32)
+        B = np.zeros((first.full, A.shape[0]), np.float32)
         col = 0
         for k in keys:
             s, b = adapter.sites[k], pairs[k][1]
-            rows = rows_of(s.layout[0], s.layout[1], B.shape[0], s.layout[2]) if s.layout else slice(None)
+            rows = s.layout.rows() if s.layout else slice(None)
             B[rows, col : col + b.shape[1]] = b if scalings[k] == scale else b * (scalings[k] / scale)
             col += b.shape[1]
             listed.append({"key": k, "path": path, "target": s.target, "layer": s.layer, "rank": b.shape[1],

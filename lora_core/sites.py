@@ -11,15 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lora_core.errors import UserError, nearest, unknown
-from lora_core.families import FAMILIES, STAGES, TARGETS, TITLES, guess, pattern, rows_of
+from lora_core.families import FAMILIES, STAGES, TARGETS, TITLES, Layout, guess, pattern
 from lora_core.spec import LoraSpec
 
 Rows = slice | torch.Tensor | None  # None: all rows of the weight
+WHICH = {"q": 0, "k": 1, "v": 2, "gate": 0, "up": 1}  # place among the matrices of a fused weight
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,7 +33,7 @@ class Site:
     target      logical name (q k v o gate up down), or the path's last part for a module named by its path
     layer       index of the layer, or None outside the layers
     out, in_    sides of the matrix
-    layout      (name, which, heads) that rows were made from with `families.rows_of`, or None
+    layout      which rows of a fused weight it is; None for a weight of its own
     transposed  the weight is stored (in, out), as transformers' Conv1D does; rows are then its columns
     """
 
@@ -41,17 +43,19 @@ class Site:
     layer: int | None
     out: int
     in_: int
-    layout: tuple[str, int, int] | None = None
+    layout: Layout | None = None
     transposed: bool = False
 
     @property
     def rows(self) -> Rows:
         """Which rows of the weight it is: None for all, a slice, or an index (out,)."""
-        if self.layout is None:
-            return None
-        name, which, heads = self.layout
-        rows = rows_of(name, which, 3 * self.out, heads)
-        return rows if isinstance(rows, slice) else torch.from_numpy(rows)
+        rows = None if self.layout is None else self.layout.rows()
+        return torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows
+
+    @property
+    def full(self) -> int:
+        """Rows of the whole weight that the matrix is a part of."""
+        return self.out if self.layout is None else self.layout.full
 
     def weight(self, module: nn.Module) -> torch.Tensor:
         """W0 (out, in) of this site out of its module; a view where rows are None or a slice, else a copy."""
@@ -78,20 +82,25 @@ def find_sites(model: nn.Module) -> list[Site]:
     """
     config = getattr(model, "config", None)
     table = FAMILIES.get(getattr(config, "model_type", ""), {})
-    heads = getattr(config, "num_attention_heads", 1)
-    patterns = {target: (pattern(path), layout) for target, (path, layout) in table.items()}
+    patterns = [(target, pattern(path), order) for target, places in table.items() for path, order in places]
     found: list[Site] = []
     for path, module in model.named_modules():
         shape = weight_shape(module)
         if shape is None:
             continue
-        out, in_, transposed = shape
-        for target, (where, layout) in patterns.items():
-            if hit := where.search(path):
-                found.append(Site(
-                    path=path, key=f"{path}.{target}" if layout else path, target=target, layer=int(hit[1]),
-                    out=out // 3 if layout else out, in_=in_, transposed=transposed,
-                    layout=(layout, "qkv".index(target), heads) if layout else None))  # fmt: skip
+        full, in_, transposed = shape
+        for target, where, order in patterns:
+            hit = where.search(path)
+            if hit is None:
+                continue
+            layout, out = None, full
+            if order is not None:
+                name, heads, groups = order(config)
+                layout = Layout(name, WHICH[target], heads, groups, full)
+                out = len(np.arange(full)[layout.rows()])
+            key = path if layout is None else f"{path}.{target}"
+            found.append(Site(path=path, key=key, target=target, layer=int(hit[1]), out=out, in_=in_, layout=layout,
+                              transposed=transposed))  # fmt: skip
     found.sort(key=lambda s: (s.layer or 0, TARGETS.index(s.target)))
     return found
 
