@@ -243,9 +243,11 @@ def copy_adapter(adapter: Path, out: Path) -> None:
 def summary(run: Run, adapter: Path | None) -> dict[str, Any]:
     """What scripts get of a run that was trained here."""
     r = run.result
-    wanted = ("train_s", "tokens", "tokens_per_s", "dtype", "device", "trainable", "peak_bytes")
+    seconds, tokens = r.get("train_s"), r.get("tokens")
+    speed = tokens / seconds if tokens and seconds else None  # of the whole run; its events have that of the moment
     return {"run": run.id, "status": run.status, "adapter": str(adapter) if adapter else None, "steps": run.step,
-            "loss_before": run.base_loss, "loss_after": run.loss, **{k: r.get(k) for k in wanted},
+            "loss_before": run.base_loss, "loss_after": run.loss, "train_s": seconds, "tokens": tokens,
+            "tokens_per_s": speed, **{k: r.get(k) for k in ("dtype", "device", "trainable", "peak_bytes")},
             "score": dict(run.score) if run.score else None, "error": run.error}  # fmt: skip
 
 
@@ -257,8 +259,7 @@ def in_words(value: Mapping[str, Any]) -> str:
     if (score := value["score"]) is not None:
         name = score["name"]
         rows.append((name, f"{number(score['base'].get(name))} -> {number(score['adapted'].get(name))}"))
-    if value["train_s"] and value["tokens"]:
-        speed = value["tokens"] / value["train_s"]
+    if (speed := value["tokens_per_s"]) is not None:
         where = f"{value['dtype']} on {value['device']}"
         rows.append(("training", f"{duration(value['train_s'])}, {speed:,.0f} tokens/s in {where}"))
     if value["adapter"]:
