@@ -154,6 +154,7 @@ def test_ctrl_c_in_the_servers_terminal_does_not_reach_the_worker(store: RunStor
     until(lambda: store.get(run.id).step > 3)
     pid = store.get(run.id).pid
     assert pid and os.getsid(pid) == pid != os.getsid(server.pid)
+    assert os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, server.pid)  # the page goes first
     server.send_signal(signal.SIGINT)
     server.communicate(timeout=60)
     assert ended(store, run.id).status == "done"
@@ -195,7 +196,15 @@ def test_a_zombie_is_dead(store: RunStore) -> None:
     assert process.stdout and process.stdout.read()
     until(lambda: identity(process.pid) is None)  # not yet waited for
     process.communicate()
-    assert identity(os.getpid()) == identity(os.getpid()) and identity(2**22 + 1) is None
+
+
+def test_two_processes_have_two_identities() -> None:
+    other = spawn("import time; time.sleep(60)")
+    mine, its = identity(os.getpid()), identity(other.pid)
+    assert mine and its and mine == identity(os.getpid()) != its
+    other.kill()
+    other.communicate()
+    assert identity(other.pid) is None and identity(2**22 + 1) is None
 
 
 def test_a_run_that_was_over_but_for_its_line_in_the_store_is_done(store: RunStore) -> None:
@@ -242,21 +251,25 @@ def test_why_a_process_died(monkeypatch: pytest.MonkeyPatch) -> None:
     assert how_it_died(None)[0] == how_it_died(-15)[0] == "interrupted"
 
 
-def test_of_two_servers_on_one_store_one_is_in_charge(store: RunStore, new_queue: Callable[..., RunQueue]) -> None:
+def test_of_two_servers_on_one_store_one_is_in_charge(
+    store: RunStore, new_queue: Callable[..., RunQueue], monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = spawn(SERVER, str(store.root.parent))
     assert server.stdout and server.stdout.readline() == "up\n"
     second = new_queue()
-    assert second.in_charge.fd < 0
+    launched: list[int] = []
+    launch = second._launch
+    monkeypatch.setattr(second, "_launch", lambda run: (launched.append(run.id), launch(run)))
     runs = [store.create(request(steps=5, config=SLOW)) for _ in range(3)]
     for run in runs:
         second.start(run.id)  # asked of the one, trained by the other
     done = [ended(store, r.id) for r in runs]
-    assert [(r.status, r.attempts) for r in done] == [("done", 1)] * 3
+    assert [(r.status, r.attempts) for r in done] == [("done", 1)] * 3 and launched == []
     server.kill()
     server.communicate()
     last = store.create(request(steps=3))
     second.start(last.id)  # and when it is gone the second takes over
-    assert ended(store, last.id).status == "done"
+    assert ended(store, last.id).status == "done" and launched == [last.id]
 
 
 def test_a_tick_that_fails_is_tried_again(

@@ -172,7 +172,7 @@ def test_a_run_that_was_given_to_another_process_takes_no_more_from_the_first(st
 )
 def test_a_wrong_request_is_told_before_anything_is_kept(store: RunStore, given: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        store.create(RunRequest(**{"model": "m", "task": "pirate"} | given))
+        store.create(RunRequest.from_dict({"model": "m", "task": "pirate"} | given))
     assert store.list() == []
 
 

@@ -163,7 +163,8 @@ def test_memory_that_ran_out_is_said_so(store: RunStore) -> None:
 
 
 # ---- who may train it
-def test_a_run_that_is_over_or_not_wanted_is_not_trained(store: RunStore) -> None:
+def test_a_run_that_is_over_or_not_wanted_is_not_trained(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "be_modest", lambda: None)
     done = train(store, store.create(request(steps=1)).id)
     with pytest.raises(UserError, match="ended already"):
         train(store, done.id)
@@ -171,6 +172,7 @@ def test_a_run_that_is_over_or_not_wanted_is_not_trained(store: RunStore) -> Non
     assert store.ask_to_stop(waiting.id).status == "stopped"
     with pytest.raises(UserError, match="waits for nobody"):
         train(store, waiting.id, resume=False)
+    assert worker.main([str(waiting.folder)], session=StandIn) == worker.NOT_MINE
     assert store.get(waiting.id).attempts == 0
 
 
@@ -292,6 +294,23 @@ def test_a_kill_between_two_renames_leaves_an_adapter(tmp_path: Path, moment: st
     assert (tmp_path / "adapter" / "a").read_text() == ("new" if moment == "new there" else "old")
     save_adapter(tmp_path, lambda folder: (folder.mkdir(), (folder / "a").write_text("newest")))
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_the_old_adapter_comes_back_when_the_new_one_cannot_take_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_adapter(tmp_path, lambda folder: (folder.mkdir(), (folder / "a").write_text("old")))
+    real = os.rename
+
+    def rename(source: Path, target: Path) -> None:
+        if source.name == ".adapter.new":
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(os, "rename", rename)
+        save_adapter(tmp_path, lambda folder: (folder.mkdir(), (folder / "a").write_text("new")))
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"] and (tmp_path / "adapter" / "a").read_text() == "old"
 
 
 def test_the_worker_takes_nothing_but_a_runs_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
