@@ -159,7 +159,7 @@ def select(model: nn.Module, spec: LoraSpec) -> list[Site]:
 def _check_patterns(spec: LoraSpec, sites: Iterable[Site]) -> None:
     names = {n for s in sites for n in (s.key, s.path, s.target)}
     for what in ("rank_pattern", "alpha_pattern"):
-        for name, _ in getattr(spec, what):
+        for name in dict(getattr(spec, what)):
             if name not in names:
                 raise unknown(f"{what} name", name, sorted(names))
 

@@ -27,7 +27,7 @@ class LoraSpec:
     layers   "all", or the indices of the layers to adapt
     init     "gaussian" (the paper: A ~ N(0, 1/in)) or "kaiming" (what loralib does: A ~ U(±1/√in)); B = 0 in both
     dropout  probability with which an entry of x is dropped on its way through A, while training
-    rank_pattern, alpha_pattern  (name, value) pairs that override rank and alpha; a name is a target or a site's key
+    rank_pattern, alpha_pattern  {name: value} that override rank and alpha; a name is a target or a site's key
 
     Raises UserError (a ValueError) for any value that is not possible.
     """
@@ -39,8 +39,8 @@ class LoraSpec:
     scaling: Scaling = "alpha/r"
     init: Literal["gaussian", "kaiming"] = "gaussian"
     dropout: float = 0.0
-    rank_pattern: tuple[tuple[str, int], ...] = ()
-    alpha_pattern: tuple[tuple[str, float], ...] = ()
+    rank_pattern: Mapping[str, int] | tuple[tuple[str, int], ...] = ()
+    alpha_pattern: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:  # frozen: every field is normalised here, once

@@ -7,8 +7,10 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import transformers as tr
+import transformers
 from torch import nn
+
+tr: Any = transformers  # its configs take more keywords than they declare
 
 V = 200
 _D: dict[str, Any] = dict(vocab_size=V, bos_token_id=1, eos_token_id=2, pad_token_id=3)
@@ -21,7 +23,8 @@ _FALCON: dict[str, Any] = dict(alibi=False, bias=True, ffn_hidden_size=48, **_H)
 
 CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": lambda: tr.LlamaConfig(**_L),
-    "llama, tied, with biases": lambda: tr.LlamaConfig(attention_bias=True, mlp_bias=True, tie_word_embeddings=True, **_L),
+    "llama, tied, with biases": lambda: tr.LlamaConfig(
+        attention_bias=True, mlp_bias=True, tie_word_embeddings=True, **_L),
     "mistral, wide heads": lambda: tr.MistralConfig(head_dim=16, **_L),
     "qwen2": lambda: tr.Qwen2Config(**_L),
     "qwen3": lambda: tr.Qwen3Config(head_dim=16, **_L),
@@ -55,11 +58,13 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "electra": lambda: tr.ElectraConfig(embedding_size=16, **_E),
     "deberta-v2": lambda: tr.DebertaV2Config(
         relative_attention=True, position_biased_input=False, pos_att_type=["c2p", "p2c"], share_att_key=True, **_E),
-    "distilbert": lambda: tr.DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=64, **_D),
+    "distilbert": lambda: tr.DistilBertConfig(
+        dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=64, **_D),
     "albert": lambda: tr.AlbertConfig(embedding_size=16, **_E),
     "t5": lambda: tr.T5Config(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=3, **_D),
     "t5, gated": lambda: tr.T5Config(
-        d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu", decoder_start_token_id=3, **_D),
+        d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu",
+        decoder_start_token_id=3, **_D),
     "bart": lambda: tr.BartConfig(
         d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
         encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64, decoder_start_token_id=2, **_D),
@@ -91,8 +96,11 @@ def make(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
     """The model in eval mode, with biases that are not zero and eager attention where sdpa is not to be had."""
     config = CONFIGS[name]()
     torch.manual_seed(seed)
-    kind = {"bert": tr.AutoModelForSequenceClassification, "t5": tr.AutoModelForSeq2SeqLM}.get(
-        "t5" if config.model_type in ("t5", "bart") else "bert" if is_encoder(config) else "", tr.AutoModelForCausalLM)  # fmt: skip
+    kind = tr.AutoModelForCausalLM
+    if config.model_type in ("t5", "bart"):
+        kind = tr.AutoModelForSeq2SeqLM
+    elif is_encoder(config):
+        kind = tr.AutoModelForSequenceClassification
     model = cast(nn.Module, kind.from_config(config)).to(dtype).eval()
     with torch.no_grad():
         for n, p in model.named_parameters():
