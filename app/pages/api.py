@@ -1,0 +1,119 @@
+"""The page's questions to the server: JSON in, JSON out, one function of a room behind each address.
+
+Questions are GET, changes are POST. What the user got wrong is {"error", "field"}: a sentence, and the control that is
+to blame. Its status is 200, since a browser's console is for what is broken. Anything else is logged, and told in one
+line without its traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from app.pages import adapt, compare, spectra, train
+from app.pages.lab import Lab
+from lora_core.errors import UserError
+
+Question = Callable[[Lab, Mapping[str, Any]], dict[str, Any]]
+GET: dict[str, Question] = {
+    "boot": adapt.boot,
+    "model": adapt.model,
+    "data": adapt.data,
+    "runs": train.runs,
+    "run": train.view,
+    "form": train.form,
+    "compare": compare.opened,
+    "heat": spectra.heat,
+    "spectrum": spectra.one,
+}
+POST: dict[str, Question] = {
+    "budget": adapt.confirm,
+    "train": train.start,
+    "stop": train.stop,
+    "resume": train.resume,
+    "loss": compare.loss_at,
+}
+logger = logging.getLogger("lora_lab.page")
+
+
+def routes(lab: Lab) -> list[Route]:
+    """All addresses below lab/api."""
+    found = [Route("/lab/api/ping", ping, methods=["GET"])]
+    found += [Route(f"/lab/api/{name}", asking(lab, f), methods=["GET"]) for name, f in GET.items()]
+    found += [Route(f"/lab/api/{name}", changing(lab, f), methods=["POST"]) for name, f in POST.items()]
+    return [*found, Route("/lab/api/upload", uploading(lab), methods=["POST"])]
+
+
+async def ping(request: Request) -> Response:
+    """Whether the server is there."""
+    return reply({"here": True})
+
+
+def asking(lab: Lab, question: Question) -> Callable[[Request], Any]:
+    async def endpoint(request: Request) -> Response:
+        return await answered(question, lab, dict(request.query_params))
+
+    return endpoint
+
+
+def changing(lab: Lab, question: Question) -> Callable[[Request], Any]:
+    async def endpoint(request: Request) -> Response:
+        # a page of another site cannot send this type without being asked for permission first
+        if request.headers.get("content-type", "").split(";")[0] != "application/json":
+            return reply({"error": "JSON is expected here"}, 415)
+        try:
+            body = json.loads(await request.body())
+        except (ValueError, RecursionError):
+            return reply({"error": "that is not JSON"}, 400)
+        if not isinstance(body, dict):
+            return reply({"error": "a JSON object is expected here"}, 400)
+        return await answered(question, lab, body)
+
+    return endpoint
+
+
+def uploading(lab: Lab) -> Callable[[Request], Any]:
+    async def endpoint(request: Request) -> Response:
+        if request.headers.get("content-type", "") != "application/octet-stream":
+            return reply({"error": "the file itself is expected here"}, 415)
+        try:
+            id, name = await lab.uploads.take(request.query_params.get("name", ""), request.stream())
+        except UserError as error:
+            return reply({"error": str(error), "field": "task"})
+        return reply({"file": id, "name": name})
+
+    return endpoint
+
+
+async def answered(question: Question, lab: Lab, given: Mapping[str, Any]) -> Response:
+    try:
+        return reply(await run_in_threadpool(question, lab, given))
+    except UserError as error:
+        return reply(adapt.fault(error))
+    except Exception as error:
+        logger.exception("%s", question.__name__)
+        return reply({"error": f"that did not work ({type(error).__name__}); the server's log says more"}, 500)
+
+
+def reply(value: Any, status: int = 200) -> Response:
+    try:
+        return JSONResponse(value, status, headers={"Cache-Control": "no-store"})
+    except ValueError:  # JSON has no NaN; a diverged run has
+        return JSONResponse(finite(value), status, headers={"Cache-Control": "no-store"})
+
+
+def finite(value: Any) -> Any:
+    """Numbers that are not finite become None, all the way down."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    return [finite(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,197 @@
+"""The one model in the server's process: loaded once, used by one at a time, with the adapters of runs attached.
+
+Shapes of every model that was picked are kept as well (on torch's meta device, without weights): the budget is counted
+from those, so that a dial is answered while the model itself is busy writing text.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora_core.errors import UserError
+from lora_core.home import home, read_json, write_json
+
+ATTACHED = 6  # adapters that stay attached; the one used longest ago makes room
+FACTS = "page.json"
+logger = logging.getLogger("lora_lab.page")
+
+
+@dataclass
+class Loaded:
+    """A model with its tokenizer, and the names of the adapters on it in the order of their last use."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    attached: OrderedDict[str, None] = field(default_factory=OrderedDict)
+
+
+class ModelSession:
+    """One model at a time. `model(name)` is how all work on it is serialised."""
+
+    def __init__(self, stamp: str = "") -> None:
+        self.stamp = stamp  # of this version of the page: facts that another one kept are not used
+        self.lock = threading.RLock()
+        self.words = threading.Lock()  # a tokenizer is not to be used by two threads at once
+        self.loaded: Loaded | None = None
+        self.shapes: dict[str, Any] = {}
+        self.tokenizers: dict[str, Any] = {}
+        self.known: dict[str, dict[str, Any]] = {}
+        self.ready = threading.Event()
+
+    # ---- before anybody asks
+    def warm(self, name: str) -> None:
+        """Load a model in the background, so that the page answers before torch is imported."""
+        threading.Thread(target=self._warm, args=(name,), name="load-model", daemon=True).start()
+
+    def _warm(self, name: str) -> None:
+        try:
+            self.load(name)
+        except UserError as error:
+            logger.warning("%s", error)
+        except Exception:
+            logger.exception("loading %s", name)
+        finally:
+            self.ready.set()
+
+    # ---- facts: what the page needs to draw a model and to count its budget
+    def facts(self, name: str, quick: bool = False) -> dict[str, Any]:
+        """The model's facts; loads it where they are not known. Errors as in `load_model`.
+
+        quick: while the default model is still being loaded, those of the last start will do.
+        """
+        if name in self.known:
+            return self.known[name]
+        if quick and not self.ready.is_set():
+            kept = read_kept(self.stamp)
+            if kept and kept.get("name") == name:
+                return kept
+        return self.load(name)
+
+    def load(self, name: str) -> dict[str, Any]:
+        """Load a model, unless it is there, and give its facts."""
+        with self.lock:
+            loaded = self._load(name)
+            if loaded.name not in self.known:
+                self.known[loaded.name] = self._facts(loaded)
+                if self.stamp:
+                    with suppress(OSError, UserError):
+                        write_json(home() / FACTS, {"stamp": self.stamp, "facts": self.known[loaded.name]})
+            self.known[name] = self.known[loaded.name]
+            return self.known[name]
+
+    def _load(self, name: str) -> Loaded:
+        if self.loaded is not None and name in (self.loaded.name, self.known.get(name, {}).get("name")):
+            known = self.known.get(name, {}).get("name", name)
+            if known == self.loaded.name:
+                return self.loaded
+        import lora_core as lc
+
+        self.loaded = None  # its memory first
+        model, tokenizer = lc.load_model(name)
+        if model.lora_lab.kind != "causal-lm":
+            raise UserError(f"'{name}' is an encoder; this page trains models that write text")
+        self.loaded = Loaded(model.lora_lab.name, model, tokenizer)
+        self.tokenizers[self.loaded.name] = tokenizer
+        return self.loaded
+
+    def _facts(self, loaded: Loaded) -> dict[str, Any]:
+        import lora_core as lc
+        from lora_core.estimate import seconds_per_flop
+        from lora_core.models import empty_model
+
+        dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
+        shapes = self.shapes[loaded.name] = empty_model(loaded.model.lora_lab.folder, dtype=dtype)
+        drawing = lc.layer_shapes(shapes)
+        if not drawing["matrices"]:
+            kind = type(loaded.model).__name__
+            raise UserError(f"{kind} is an architecture that this page cannot draw; the command line can adapt its "
+                            "modules by their paths")  # fmt: skip
+        return {
+            "name": loaded.name,
+            **drawing,
+            "coefficients": lc.budget_coefficients(shapes),
+            "s_per_flop": seconds_per_flop(loaded.model),
+            "dtype": dtype,
+            "device": next(loaded.model.parameters()).device.type,
+            "config": lc.TrainConfig().to_dict(),
+            "spec": lc.LoraSpec().to_dict(),
+        }
+
+    # ---- work on the model
+    @contextmanager
+    def model(self, name: str) -> Iterator[Loaded]:
+        """The model, for this block alone."""
+        with self.lock:
+            self.load(name)
+            assert self.loaded is not None
+            yield self.loaded
+
+    @contextmanager
+    def free_model(self, name: str) -> Iterator[Loaded | None]:
+        """The model if it is loaded and nobody uses it, else None, at once."""
+        if not self.lock.acquire(blocking=False):
+            yield None
+            return
+        try:
+            same = self.loaded is not None and self.loaded.name == self.known.get(name, {}).get("name")
+            yield self.loaded if same else None
+        finally:
+            self.lock.release()
+
+    def adapter(self, loaded: Loaded, run: int, folder: Path, k: int | None = None) -> str:
+        """The name of a run's adapter, attached now if it was not; k: cut to its k strongest directions.
+
+        To be called within `model(…)`.
+        """
+        import lora_core as lc
+
+        name = f"run-{run}"
+        if name not in loaded.attached:
+            lc.load_adapter(loaded.model, folder, name, allow_zero=True)
+            lc.get_adapter(loaded.model, name).enable(False)
+        self._used(loaded, name)
+        whole = lc.get_adapter(loaded.model, name)
+        if k is None or k >= max(f.rank for f in whole.deltas().values()):
+            return name
+        cut = f"{name}-k{k}"
+        if cut not in loaded.attached:
+            from lora_core.adapter import put_on
+
+            parts = {key: d.truncate(k) for key, d in whole.deltas().items()}
+            tensors = {key: (d.A, d.B, d.scaling) for key, d in parts.items()}
+            put_on(loaded.model, whole.spec, cut, list(whole.sites.values()), tensors).enable(False)
+        self._used(loaded, cut)
+        return cut
+
+    def _used(self, loaded: Loaded, name: str) -> None:
+        import lora_core as lc
+
+        loaded.attached[name] = None
+        loaded.attached.move_to_end(name)
+        while len(loaded.attached) > ATTACHED:
+            oldest, _ = loaded.attached.popitem(last=False)
+            lc.get_adapter(loaded.model, oldest).detach()
+
+    def refresh_speed(self) -> None:
+        """After a run: this machine may know better how fast it is."""
+        from lora_core.estimate import seconds_per_flop
+
+        if self.loaded is not None and self.loaded.name in self.known:
+            self.known[self.loaded.name]["s_per_flop"] = seconds_per_flop(self.loaded.model)
+
+
+def read_kept(stamp: str) -> dict[str, Any] | None:
+    """The facts that the last start left behind, if the same version of the page did."""
+    with suppress(UserError):
+        kept = read_json(home() / FACTS)
+        if isinstance(kept, dict) and kept.get("stamp") == stamp:
+            return kept.get("facts")
+    return None

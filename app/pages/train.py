@@ -1,0 +1,221 @@
+"""Train: start and stop runs, and show where one stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from app import figures
+from app.pages import adapt, words
+from app.pages.lab import Lab, title
+from app.runs.run import Run, RunRequest, describe
+from lora_core.errors import UserError
+from lora_core.families import TARGETS, guess
+
+LISTED = 30
+COOL = 1.0  # ‖ΔW‖ that the strip's ramp reaches at least, so that it starts cool
+# The settings behind "more": (where it is kept, name, words, what it does, choices)
+MORE = (
+    ("config", "schedule", "schedule", "how the learning rate goes down after its peak", ("linear", "cosine", "constant")),
+    ("config", "warmup", "warm-up", "share of the steps in which the learning rate rises from 0", ()),
+    ("config", "accumulate", "accumulation", "batches whose gradients are added up for one step", ()),
+    ("config", "max_tokens", "longest row", "tokens; longer rows are cut", ()),
+    ("config", "eval_rows", "held-out rows", "rows that the held-out loss is measured on", ()),
+    ("config", "eval_every", "measure every", "steps between measurements; 0 for three times in a run", ()),
+    ("config", "weight_decay", "weight decay", "pulls A and B towards 0 at each step", ()),
+    ("config", "clip", "clipping", "longest gradient; 0 for no limit", ()),
+    ("config", "dtype", "numbers", "what the frozen model is kept in; auto: the faster one here", ("auto", "float32", "bfloat16")),
+    ("spec", "dropout", "dropout", "share of the inputs of A that are left out at random", ()),
+    ("spec", "init", "initial A", "how A is drawn; gaussian is the paper's", ("gaussian", "kaiming")),
+)  # fmt: skip
+
+
+def start(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a run of the form and put it into the queue."""
+    import lora_core as lc
+
+    facts = lab.session.facts(str(body.get("model", "")))
+    try:
+        spec = lc.LoraSpec.from_dict(body.get("spec") or {})
+        config = lc.TrainConfig.from_dict(body.get("config") or {})
+        lc.select(lab.session.shapes[facts["name"]], spec)
+        choice = body.get("data") or {}
+        with lab.session.words:
+            task = lab.task({"seed": config.seed, **choice})
+        if not task.train:
+            raise UserError(f"{task.name} has no rows to train on")
+        data = str(lab.uploads.path(str(choice["file"]))) if choice.get("file") else None
+        request = RunRequest(model=facts["name"], task=None if data else str(choice["task"]), data=data,
+                             spec=spec.to_dict(), config=config.to_dict())  # fmt: skip
+        run = lab.queue.start(lab.store.create(request).id)
+    except UserError as error:
+        return adapt.fault(error)
+    return {"run": run.id}
+
+
+def stop(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
+    return {"run": lab.queue.stop(lab.run(body.get("run")).id).id}
+
+
+def resume(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
+    return {"run": lab.queue.start(lab.run(body.get("run")).id).id}
+
+
+def runs(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
+    """Past runs for the menu, the newest first, the recorded one last."""
+    own = lab.store.list(limit=LISTED)
+    recorded = lab.store.recorded()
+    return {"runs": [summary(lab, r) for r in [*own, *([recorded] if recorded else [])]]}
+
+
+def summary(lab: Lab, run: Run) -> dict[str, Any]:
+    curve = [e["loss"] for e in lab.store.events(run.id) if e.get("kind") == "step" and figures.finite(e.get("loss"))]
+    return {
+        "id": run.id,
+        "name": "recorded" if run.recorded else f"run {run.id}",
+        "status": run.status,
+        "recorded": run.recorded,
+        "says": describe(run),
+        "data": run.request.data_name,
+        "loss": run.loss,
+        "curve": [round(y, 3) for y in figures.smooth([y for _, y in figures.thin(list(enumerate(curve)), 40)])],
+        "can_resume": run.status in ("stopped", "interrupted", "failed") and run.step < run.steps,
+    }
+
+
+def form(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
+    """A run's settings, for the dials; with the facts of its model if that can be loaded."""
+    run = lab.run(query.get("run"))
+    try:
+        facts, fault = lab.session.facts(run.request.model), None
+    except UserError as error:
+        facts, fault = None, str(error)
+    return {"facts": facts, "fault": fault, "form": adapt.form(lab, run, facts)}
+
+
+def view(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
+    """A run as it stands; the picture only when it is another than the one that was seen.
+
+    query: run, seen (the version that the page has), over (numbers of the runs behind it; "auto" for the one that
+    says most)
+    """
+    run = lab.run(query.get("run"))
+    events = lab.store.events(run.id)
+    behind = ghosts(lab, run, query.get("over", "auto"))
+    version = f"{run.attempts}.{len(events)}.{run.status}." + ",".join(str(r.id) for r in behind)
+    last = next((e for e in reversed(events) if e.get("kind") == "step"), {})
+    stage = next((e for e in reversed(events) if e.get("kind") in ("status", "step", "base")), {})
+    told = stage.get("message") if stage.get("kind") == "status" else None
+    answer: dict[str, Any] = {
+        "run": run.id,
+        "name": title(run),
+        "recorded": run.recorded,
+        "status": run.status,
+        "says": words.status(run, told),
+        "step": max(run.step, int(last.get("step", 0))),
+        "steps": run.steps,
+        "tokens_per_s": last.get("tokens_per_s"),
+        "left_s": last.get("left_s") if run.status == "running" else None,
+        "took": words.duration(run.result["train_s"]) if run.result.get("train_s") else None,
+        "base_loss": run.base_loss,
+        "loss": run.loss,
+        "score": words.score(run.score),
+        "error": run.error,
+        "adapter": run.adapter is not None,
+        "spec": dict(run.request.spec),
+        "config": dict(run.request.config),
+        "model": run.request.model,
+        "data": run.request.data_name,
+        "about": describe(run),
+        "live": run.live,
+        "can_resume": run.status in ("stopped", "interrupted", "failed") and run.step < run.steps,
+        "version": version,
+        "behind": [r.id for r in behind],
+    }
+    if run.status == "running" and answer["step"] and not told:
+        answer["says"] = f"run {run.id} is training: step {answer['step']:,} of {run.steps:,}"
+    if query.get("seen") == version:
+        return answer
+    norms = next((e["norms"] for e in reversed(events) if e.get("norms")), {})
+    names = [(("recorded run" if r.recorded else f"run {r.id}"), lab.store.events(r.id)) for r in behind]
+    answer["figure"] = figures.loss(events, ghosts=names, revision=str(run.id))
+    answer["rows"] = table(events)
+    answer["warm"] = warm(norms, [e for _, e in names])
+    answer["sentence"] = sentence(run, norms, behind)
+    return answer
+
+
+def sentence(run: Run, norms: Mapping[str, float], behind: Sequence[Run]) -> str:
+    text = "" if run.live else words.training(run, norms, {k: where(k) for k in norms})
+    if behind and not (run.live and not run.step):
+        text += (" " if text else "") + words.beside(run, behind[0], title(behind[0]))
+    return text
+
+
+def ghosts(lab: Lab, run: Run, over: str) -> list[Run]:
+    """The runs drawn behind: those asked for, or the last comparable one before it, at most four."""
+    if over == "auto":
+        own = [r for r in lab.store.list(limit=LISTED) if r.id < run.id or run.recorded]
+        recorded = lab.store.recorded()
+        for other in [*own, *([recorded] if recorded and not run.recorded else [])]:
+            if other.id != run.id and other.loss is not None and comparable(run, other) and not run.recorded:
+                return [other]
+        return []
+    ids = dict.fromkeys(int(n) for n in over.split(",") if n.isdigit() and len(n) < 16)
+    found = []
+    for id in list(ids)[:8]:
+        try:
+            if id != run.id:
+                found.append(lab.store.get(id))
+        except UserError:
+            continue
+    return found[:4]
+
+
+def comparable(run: Run, other: Run) -> bool:
+    """Whether two losses are about the same tokens: same model, same rows."""
+    a, b = run.request, other.request
+    return (a.model, a.task, a.data, a.template) == (b.model, b.task, b.data, b.template)
+
+
+def warm(norms: Mapping[str, float], others: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """‖ΔW‖ by matrix and layer, for the strip; `top` is where its ramp ends."""
+    theirs = [n for events in others for n in last_norms(events).values()]
+    top = max([COOL, *norms.values(), *theirs])
+    return {"values": grid(norms), "top": top, "most": max(norms.values(), default=0.0)}
+
+
+def last_norms(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    return next((dict(e["norms"]) for e in reversed(events) if e.get("norms")), {})
+
+
+def grid(values: Mapping[str, float]) -> dict[str, list[float | None]]:
+    """{matrix: [value of layer 0, 1, …]}, None where nothing is adapted; of all targets before there is a value."""
+    found = {k: where(k) for k in values}
+    layers = max([layer + 1 for layer, _ in found.values() if layer is not None], default=0)
+    names = sorted({t for _, t in found.values()}, key=lambda t: (TARGETS.index(t) if t in TARGETS else 99, t))
+    out: dict[str, list[float | None]] = {t: [None] * layers for t in names}
+    for key, (layer, target) in found.items():
+        if layer is not None:
+            out[target][layer] = round(float(values[key]), 4)
+    return out
+
+
+def where(key: str) -> tuple[int | None, str]:
+    """(layer, matrix) of a site's key: a module path, with ".q" behind it for a slice of a fused module."""
+    path, _, last = key.rpartition(".")
+    if last in TARGETS and path:
+        return guess(path)[1], last
+    target, layer = guess(key)
+    return layer, target
+
+
+def table(events: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """The curve as rows, for CSV."""
+    rows: list[list[Any]] = [["step", "training loss", "held-out loss", "learning rate", "tokens"]]
+    for e in events:
+        if e.get("kind") in ("base", "step", "held"):
+            trained = e.get("loss") if e["kind"] == "step" else None
+            rows.append([0 if e["kind"] == "base" else e.get("step"), trained, e.get("held_loss"), e.get("lr"),
+                         e.get("tokens")])  # fmt: skip
+    return rows

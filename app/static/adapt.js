@@ -1,0 +1,123 @@
+/* Adapt: the drawing of one layer is the control; beside it what the choice costs, before anything is trained. */
+import "./layer_map.js";
+import {Away, Refused, emit, fmt, h, layersOf, on, post, same, show, state} from "./core.js";
+import {budgetOf, loadOf, timeOf} from "./budget.js";
+import {dataRow} from "./data.js";
+
+const RANKS = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64];
+
+export function adapt(root) {
+  dataRow(root);
+  const title = h("h2", {class: "ll-h"}), holder = h("div"), fault = h("p", {class: "ll-fault", role: "alert"});
+  const big = h("p", {class: "ll-big"}), sub = h("p", {class: "ll-note"}), rows = {};
+  const row = (k, text, base) => {
+    const val = h("dd", {}), fill = h("i");
+    rows[k] = {val, fill};
+    return h("div", {class: `bg-row${base ? " base" : ""}`}, h("dt", {}, text), val, h("dd", {class: "bg-bar", "aria-hidden": "true"}, fill));
+  };
+  const stepLabel = h("dt"), step = h("dd");
+  const presets = h("div", {class: "ll-tabs", role: "group", "aria-label": "Presets"});
+  const go = h("button", {class: "ll-button go", type: "button", onclick: () => { show("train"); document.getElementById("train-button").focus(); }});
+  root.append(h("div", {class: "ll-grid"},
+    h("section", {class: "ll-card ad-card", style: {"--span": 8}}, h("div", {class: "ll-head"}, title, h("p", {class: "ll-note"}, "Click a matrix to adapt it. Matrices are to scale.")), holder, fault),
+    h("section", {class: "ll-card bg", id: "budget", "aria-label": "What it costs", style: {"--span": 4}}, h("h2", {}, "What it costs"), big, sub,
+      h("dl", {class: "bg-rows"}, row("file", "adapter file"), row("full", "full copy", true), row("mem", "training memory"), row("fullmem", "full fine-tuning", true),
+        h("div", {class: "bg-row"}, stepLabel, step)),
+      h("div", {class: "bg-pre"}, h("span", {class: "ll-muted"}, "presets"), presets), go)));
+
+  let map = null, seq = 0, timer = 0, last = null;
+  const targetsOf = (p) => p.spec.targets === "all" ? state.facts.matrices.map((m) => m.name) : p.spec.targets;
+  state.boot.presets.forEach((p) => presets.append(h("button", {type: "button", title: p.say, "aria-pressed": "false", onclick: () => {
+    const names = state.facts.matrices.map((m) => m.name), targets = targetsOf(p).filter((t) => names.includes(t));
+    take({...state.spec, ...p.spec, targets}, true);
+    map.set(shown());
+  }}, p.name)));
+
+  /* The map knows layers as a list; a spec says "all" where it is all of them. */
+  const shown = () => ({...state.spec, layers: layersOf(state.spec)});
+  function take(s, settled) {
+    state.spec = {...state.spec, ...s, layers: Array.isArray(s.layers) && s.layers.length === state.facts.layers ? "all" : s.layers};
+    draw();
+    emit("spec", settled);
+    confirm(settled ? 0 : 150);
+  }
+  function build() {
+    const {facts} = state;
+    if (!facts) { holder.replaceChildren(h("p", {class: "ll-note"}, "Pick a model above; its matrices will be drawn here.")); go.disabled = true; return; }
+    const names = facts.matrices.map((m) => m.name), kept = state.spec.targets.filter((t) => names.includes(t));
+    state.spec.targets = kept.length ? kept : names.filter((t) => ["q", "v"].includes(t)).slice(0, 2);
+    if (state.spec.layers !== "all") {
+      const layers = state.spec.layers.filter((l) => l < facts.layers);
+      state.spec.layers = layers.length === facts.layers || !layers.length ? "all" : layers;
+    }
+    title.textContent = `One of ${facts.layers} layers of ${facts.name.split("/").at(-1)}`;
+    map?.destroy();
+    map = LayerMap(holder, {matrices: facts.matrices, layers: facts.layers, ranks: RANKS, state: shown(), height: 236,
+      ids: {targets: "targets", rank: "rank", alpha: "alpha"}, onChange: take});
+    draw();
+    confirm(0);
+  }
+
+  function draw(budget = null, time = null) {
+    const {facts, spec, config, about} = state;
+    if (!facts) return;
+    const load = loadOf(about, config), ok = !spec.targets.length || !layersOf(spec).length ? null : budgetOf(facts.coefficients, spec, load);
+    const b = budget ?? ok ?? budgetOf(facts.coefficients, {...spec, targets: []}, load), t = time ?? (ok && timeOf(facts, b, about, config));
+    const total = facts.matrices.reduce((n, m) => n + m.modules, 0);
+    big.textContent = fmt.int(b.trainable);
+    sub.textContent = b.trainable ? `trainable parameters, ${fmt.pct(b.fraction)} of the model, in ${fmt.int(b.matrices)} of ${fmt.int(total)} matrices` : "trainable parameters";
+    const put = (k, text, share) => { rows[k].val.textContent = text; rows[k].fill.style.width = `${Math.min(100, 100 * share)}%`; };
+    put("file", fmt.bytes(b.file_bytes) + (b.file_bytes ? `, ${ratio(b.full_bytes / b.file_bytes)}` : ""), b.file_bytes / b.full_bytes);
+    put("full", fmt.bytes(b.full_bytes), 1);
+    put("mem", fmt.bytes(b.train_bytes), b.train_bytes / b.full_train_bytes);
+    put("fullmem", fmt.bytes(b.full_train_bytes), 1);
+    stepLabel.textContent = `one step of ${load.rows} row${load.rows === 1 ? "" : "s"}`;
+    step.textContent = t ? `≈ ${fmt.step(t.step_s)}` : "–";
+    state.time = t;
+    say(!spec.targets.length ? "Choose at least one matrix: click q or v." : !layersOf(spec).length ? "Choose at least one layer: drag over the strip." : last?.message ?? "");
+    go.textContent = `Go to training (${fmt.int(config.steps)} step${config.steps === 1 ? "" : "s"}${t ? ` ≈ ${fmt.time(t.total_s)}` : ""})`;
+    presets.querySelectorAll("button").forEach((x, i) => {
+      const p = state.boot.presets[i];
+      x.setAttribute("aria-pressed", same([targetsOf(p), p.spec.rank, p.spec.layers], [spec.targets, spec.rank, spec.layers]));
+    });
+    emit("time", t);
+  }
+  function say(text) {
+    const field = !state.spec.targets.length ? "targets" : last?.field;
+    fault.textContent = text;
+    go.disabled = Boolean(text);
+    state.fault = text || null;
+    for (const [name, id] of [["rank", "rank"], ["alpha", "alpha"]]) {
+      const input = document.querySelector(`#${id} input`);
+      input && (text && field === name ? input.setAttribute("aria-invalid", "true") : input.removeAttribute("aria-invalid"));
+    }
+    emit("fault");
+  }
+
+  /* Python's word: at most one question per 150 ms while dragging, and always the last; older answers are dropped. */
+  function confirm(wait) {
+    clearTimeout(timer);
+    const mine = ++seq;
+    timer = setTimeout(async () => {
+      const {facts, spec, config, data, about} = state;
+      if (!facts || !spec.targets.length || !layersOf(spec).length) { last = null; return; }
+      try {
+        const a = await post("budget", {seq: mine, model: facts.name, spec, config, data, tokens: about?.tokens, labelled: about?.labelled});
+        if (mine !== seq) return;
+        last = null;
+        draw(a.budget ?? null, a.time ?? null);
+      } catch (error) {
+        if (error instanceof Away || mine !== seq) return;
+        if (!(error instanceof Refused)) throw error;
+        last = error;
+        draw();
+      }
+    }, wait);
+  }
+  on("facts", build);
+  on("about config data", () => { draw(); confirm(100); });
+  on("refill", ({facts}) => { if (!facts) build(); });
+  on("back", () => confirm(0));
+  build();
+}
+const ratio = (x) => x >= 1.5 ? `${x < 10 ? x.toFixed(1) : fmt.int(x)}× smaller` : `${x.toFixed(1)}× the size`;

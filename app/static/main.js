@@ -1,0 +1,71 @@
+/* The page's start: asks the server for what it needs, then mounts each part into the element that Gradio made for it.
+ * A part is a function (root, {props, send}) that builds its DOM and listens to the bus; some give {update(value)}. */
+import {Away, asked, address, emit, get, h, on, show, state} from "./core.js";
+import {frame} from "./frame.js";
+import {adapt} from "./adapt.js";
+import {train} from "./train.js";
+import {compare} from "./compare.js";
+import {spectra} from "./spectra.js";
+import {openRun} from "./run.js";
+import {prefetch} from "./plot.js";
+
+const parts = {frame, adapt, train, compare, spectra};
+const names = Object.keys(parts);
+const mounted = new Set();
+
+/* What a part is built from; it waits for the server, however long that takes, and says so after a moment. */
+const boot = (async () => {
+  for (;;) {
+    try { return await get("boot", Object.fromEntries(new URLSearchParams(location.search))); } catch (error) {
+      if (!(error instanceof Away)) throw error;
+      await new Promise((go) => setTimeout(go, 1500));
+    }
+  }
+})();
+function begin(b) {
+  state.boot = b;
+  state.facts = b.facts;
+  ({spec: state.spec, config: state.config, data: state.data} = b.form);
+  state.run = b.run;
+}
+
+async function mount(name, element, {props, trigger, watch}) {
+  const root = h("div", {class: `ll part-${name}`});
+  if (name !== "frame") {
+    Object.entries({class: `ll ll-panel part-${name}`, id: `panel-${name}`, role: "tabpanel", "aria-labelledby": `tab-${name}`, tabindex: -1})
+      .forEach(([k, v]) => root.setAttribute(k, v));
+    root.hidden = name !== state.tab;
+    root.append(h("p", {class: "ll-wait"}, "Starting: the first time this takes some seconds."));
+  }
+  element.replaceChildren(root);
+  if (name !== "frame") { begin(await boot); root.replaceChildren(); }
+  const part = parts[name](root, {value: JSON.parse(JSON.stringify(props.value ?? {})),
+    send(value, event) { props.value = value; trigger(event); }}) || {};
+  if (part.update) watch("value", () => part.update(JSON.parse(JSON.stringify(props.value))));
+  mounted.add(name);
+  if (mounted.size === names.length) start();
+}
+
+/* All parts are there: the tab and the run that the address names. */
+function start() {
+  const tab = names.includes(asked("tab")) && asked("tab") !== "frame" ? asked("tab") : "adapt";
+  state.matrix = asked("m");
+  show(tab, false);
+  emit("start");
+  openRun(state.run);
+  if (state.boot.note) { address({run: null}); emit("lost", state.boot.note); }
+  (globalThis.requestIdleCallback ?? setTimeout)(() => setTimeout(prefetch, 800));
+}
+addEventListener("popstate", () => {
+  const tab = asked("tab"), run = asked("run");
+  show(names.includes(tab) && tab !== "frame" ? tab : "adapt", false);
+  const id = run && /^\d+$/.test(run) ? Number(run) : state.boot?.run ?? null;
+  if (id !== state.run) openRun(id, {refill: true});
+  if (asked("m") !== state.matrix) { state.matrix = asked("m"); emit("matrix", state.matrix); }
+});
+on("refill", ({form}) => { if (form) ({spec: state.spec, config: state.config, data: state.data} = form); });
+
+const {waiting} = globalThis.LoraLab;
+globalThis.LoraLab.mount = mount;
+globalThis.LoraLab.state = state;
+waiting.splice(0).forEach((part) => mount(...part));

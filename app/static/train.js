@@ -1,0 +1,154 @@
+/* Train: the loss as it falls, what is going on in words, the past runs, and where the update grows. */
+import {Away, Refused, emit, fmt, get, h, layersOf, on, post, show, state} from "./core.js";
+import {cellmap} from "./cellmap.js";
+import {draw, drawn, exports} from "./plot.js";
+import {behind, openRun, overlay, poll} from "./run.js";
+import {settings} from "./settings.js";
+
+export function train(root, {value}) {
+  const fault = h("p", {class: "ll-fault", role: "alert"}), form = settings(value.more);
+  const go = h("button", {class: "ll-button go", type: "button", id: "train-button", onclick: start});
+  const stop = h("button", {class: "ll-button", type: "button", id: "stop-button", hidden: true, onclick: () => act("stop")}, "Stop, keep the adapter");
+  const resume = h("button", {class: "ll-button small", type: "button", hidden: true, onclick: () => act("resume")});
+  const plot = h("div", {class: "tr-plot", id: "loss-plot"}), say = h("p", {class: "tr-say"}), badge = h("span", {class: "ll-badge", hidden: true}, "recorded");
+  const status = h("p", {class: "tr-status", id: "run-status", role: "status", "data-status": "none"});
+  const num = (label) => { const b = h("span", {class: "tr-n"}), t = h("span", {class: "ll-muted"}, label); return {b, t, box: h("div", {class: "tr-num"}, b, t)}; };
+  const nStep = num("step"), nLeft = num("left"), nTok = num("tokens a second");
+  const past = h("div", {class: "tr-past"}), stripBox = h("div", {class: "tr-strip"}), legend = h("p", {class: "ll-note"});
+  const next = h("button", {class: "ll-link", type: "button", hidden: true, onclick: () => show("compare")}, "compare its texts");
+  root.append(h("div", {class: "ll-row tr-row"}, form.nodes, go, stop), fault, h("div", {class: "ll-grid"},
+    h("section", {class: "ll-card tr-main", style: {"--span": 8}},
+      h("div", {class: "ll-head"}, h("h2", {class: "ll-h"}, "Loss on the completions ", badge), h("p", {class: "ll-note"}, "small: each step; line: smoothed; large: held out"),
+        exports("the loss", {name: () => `loss-run${state.run}`, figure: () => drawn(plot), rows: () => state.view?.rows})), plot, say),
+    h("section", {class: "ll-card tr-side", style: {"--span": 4}}, status, h("div", {class: "tr-acts"}, resume, next), h("div", {class: "tr-nums"}, nStep.box, nLeft.box, nTok.box),
+      h("h2", {class: "ll-h tr-h"}, "Runs"), past),
+    h("section", {class: "ll-card", style: {"--span": 12}}, h("div", {class: "ll-head"}, h("h2", {class: "ll-h"}, "Where the update grows"), legend), stripBox)));
+
+  /* ---- acts */
+  async function start() {
+    go.disabled = true;
+    tell("");
+    try {
+      const {facts, spec, config, data} = state;
+      const {run} = await post("train", {model: facts?.name, spec, config, data});
+      await openRun(run, {push: true});
+      list();
+    } catch (error) { refused(error); } finally { ready(); }
+  }
+  async function act(what) {
+    stop.disabled = resume.disabled = true;
+    try { await post(what, {run: state.run}); } catch (error) { refused(error); }
+    stop.disabled = resume.disabled = false;
+    poll();
+  }
+  function refused(error) {
+    if (!(error instanceof Refused || error instanceof Away)) throw error;
+    tell(error.message);
+    form.blame(error.field);
+  }
+  const tell = (text) => { fault.textContent = text; };
+  function ready() {
+    const {config, time, view, fault: wrong} = state;
+    const n = config?.steps ?? 0, word = `${fmt.int(n)} step${n === 1 ? "" : "s"}`;
+    go.textContent = `Train ${word}${time && !wrong ? ` (≈ ${fmt.time(time.total_s)})` : ""}`;
+    go.disabled = !state.facts || Boolean(wrong);
+    const live = Boolean(view?.live);
+    go.hidden = live;
+    stop.hidden = !live;
+  }
+  on("time fault facts config spec", ready);
+  on("fault", () => { tell(state.fault ?? ""); form.blame(state.fault ? /^(\w+) is /.exec(state.fault)?.[1] : ""); });
+
+  /* ---- the open run */
+  let strip = null, figure = null;
+  on("view", (v) => {
+    ready();
+    status.dataset.status = v ? (v.recorded ? "recorded" : v.status) : "none";
+    status.replaceChildren(v ? v.says : "Nothing is trained yet", ...(v?.error ? [h("span", {class: "ll-fault"}, v.error)] : []));
+    badge.hidden = !v?.recorded;
+    resume.hidden = !v?.can_resume;
+    if (v) resume.textContent = `Go on (${fmt.int(v.steps - v.step)} steps left)`;
+    next.hidden = !v || v.live || !v.adapter;
+    nStep.b.textContent = v ? `${fmt.int(v.step)} / ${fmt.int(v.steps)}` : `0 / ${fmt.int(state.config?.steps ?? 0)}`;
+    nTok.b.textContent = v?.tokens_per_s ? fmt.int(v.tokens_per_s) : "–";
+    nLeft.b.textContent = v?.live ? (v.left_s != null ? fmt.time(v.left_s) : "…") : v?.took ?? "–";
+    nLeft.t.textContent = v && !v.live ? "took" : "left";
+    if (!v) return before();
+    if (v.figure && v.figure !== figure) {
+      figure = v.figure;
+      draw(plot, figure);
+      plot.setAttribute("role", "img");
+      plot.setAttribute("aria-label", `Loss of ${v.name} by step. ${v.sentence}`);
+    }
+    say.textContent = v.sentence || (v.live && v.step ? "" : v.live ? "The base model is scored on held-out rows first; then the curve begins." : "");
+    warm(v);
+    marks();
+  });
+  /* Nothing open: what will be here. */
+  function before() {
+    say.textContent = "The loss of a run will be drawn here while it trains, with the base model's as a line across.";
+    figure = null;
+    if (!state.facts) return;
+    build(state.spec.targets, state.facts.layers, "cold");
+    legend.textContent = "cells warm up as ‖ΔW‖ grows";
+  }
+  on("ended run", () => list());
+  on("spec facts", () => { if (!state.view) before(); });
+
+  function build(targets, layers, key) {
+    const id = `${key}|${targets.join()}|${layers}`;
+    if (strip?.id === id) return;
+    strip = cellmap(targets, layers, {label: "‖ΔW‖ by layer and matrix", height: targets.length > 4 ? 12 : targets.length > 2 ? 18 : 26});
+    strip.id = id;
+    stripBox.replaceChildren(strip.node);
+  }
+  function warm(v) {
+    const {values, top, most} = v.warm ?? {values: {}};
+    const names = Object.keys(values);
+    if (!names.length) {
+      const facts = state.facts?.name === v.model ? state.facts : null, on = facts ? layersOf(v.spec, facts) : v.spec.layers === "all" ? [] : v.spec.layers;
+      const layers = facts?.layers ?? Math.max(0, ...on) + 1;
+      build(v.spec.targets, layers, "run");
+      strip.paint(Object.fromEntries(v.spec.targets.map((t) => [t, Array.from({length: layers}, (_, l) => on.includes(l) ? 0 : null)])), 0, 1, (l, t, x) => x == null ? `layer ${l} ${t} is frozen` : `layer ${l} ${t}: ΔW = 0`);
+      legend.textContent = "ΔW = 0 at the start; cells warm up as ‖ΔW‖ grows";
+      return;
+    }
+    build(names, values[names[0]].length, "run");
+    strip.paint(values, 0, top, (l, t, x) => x == null ? `layer ${l} ${t} is frozen` : `layer ${l} ${t}: ‖ΔW‖ = ${x.toPrecision(3)}`);
+    strip.grid.setAttribute("aria-label", `‖ΔW‖ by layer and matrix, up to ${most.toPrecision(2)}`);
+    legend.replaceChildren(`‖ΔW‖ up to ${most.toPrecision(2)} now  `, h("span", {class: "ll-ramp"}, "0", h("i"), top.toPrecision(2)));
+  }
+
+  /* ---- past runs: open one, or lay it behind */
+  let runs = [];
+  async function list() {
+    try { runs = (await get("runs")).runs; } catch (error) { if (!(error instanceof Away || error instanceof Refused)) throw error; return; }
+    emit("runs", runs);
+    past.replaceChildren(...(runs.length ? runs.map(line) : [h("p", {class: "ll-note"}, "Nothing yet. Train, and each run stays here, for the next time too.")]));
+    marks();
+  }
+  const line = (r) => h("div", {class: "tr-run", "data-run": r.id},
+    h("button", {type: "button", class: "tr-open", title: `Open ${r.name}: ${r.says}, on ${r.data}`, onclick: () => openRun(r.id, {refill: true, push: true})},
+      h("span", {class: "tr-name"}, r.name), spark(r.curve), h("span", {class: "ll-muted"}, r.says), h("span", {class: "tr-loss"}, r.loss?.toFixed(2) ?? "–")),
+    h("button", {type: "button", class: "ll-icon tr-over", "aria-pressed": "false", "aria-label": `Lay ${r.name} behind the open run`, title: "Lay it behind the open run", onclick: () => {
+      const now = behind();
+      overlay(now.includes(r.id) ? now.filter((n) => n !== r.id) : [...now, r.id]);
+      marks();
+    }}, over()));
+  function marks() {
+    past.querySelectorAll(".tr-run").forEach((n) => {
+      const id = Number(n.dataset.run), open = id === state.run;
+      n.classList.toggle("open", open);
+      open ? n.firstChild.setAttribute("aria-current", "true") : n.firstChild.removeAttribute("aria-current");
+      n.lastChild.style.visibility = open ? "hidden" : "";
+      n.lastChild.setAttribute("aria-pressed", !open && behind().includes(id));
+    });
+  }
+  on("start back", list);
+}
+const over = () => h("svg", {viewBox: "0 0 20 14", width: 20, height: 14, "aria-hidden": "true"}, h("path", {d: "M1 3c4 0 5 6 9 7s6 1 9 1"}), h("path", {d: "M1 1c4 0 4 4 9 5s6 1 9 1"}));
+function spark(ys) {
+  const low = Math.min(...ys), high = Math.max(...ys), n = ys.length - 1 || 1;
+  const d = ys.length < 2 ? "" : `M${ys.map((y, i) => `${(62 * i / n + 1).toFixed(1)} ${(20 - 18 * (y - low) / (high - low || 1)).toFixed(1)}`).join("L")}`;
+  return h("svg", {viewBox: "0 0 64 22", class: "tr-spark", "aria-hidden": "true"}, h("path", {d}));
+}
