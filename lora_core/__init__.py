@@ -25,6 +25,7 @@ _HOME = {
     "lora_core.models": ("load_model", "registry"),
     "lora_core.sites": ("Site", "find_sites", "layer_shapes", "select"),
     "lora_core.adapter": ("Adapter", "attach", "get_adapter", "load_adapter", "rows", "switch"),
+    "lora_core.combine": ("combine", "drift", "subtract_add"),
     "lora_core.delta": ("Delta",),
     "lora_core.budget": ("Budget", "budget", "budget_coefficients"),
     "lora_core.estimate": ("seconds_per_step",),
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lora_core.adapter import Adapter, attach, get_adapter, load_adapter, rows, switch
     from lora_core.budget import Budget, budget, budget_coefficients
+    from lora_core.combine import combine, drift, subtract_add
     from lora_core.delta import Delta
     from lora_core.errors import UserError
     from lora_core.estimate import seconds_per_step

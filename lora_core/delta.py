@@ -96,6 +96,10 @@ class Delta:
         root = S[:k].sqrt()
         return Delta((U[:, :k] * root).to(self.B.dtype), (root[:, None] * Vh[:k]).to(self.A.dtype))
 
+    def balanced(self) -> Delta:
+        """The same ΔW from factors of equal weight: BᵀB = A·Aᵀ = diag(σ), scaling 1; rank at most min(r, out, in)."""
+        return self.truncate(min(self.rank, *self.shape))
+
     # ---- algebra, defined on ΔW
     def __add__(self, other: Delta) -> Delta:
         """ΔW + ΔW': the factors side by side; rank at most the sum of both."""
