@@ -3,7 +3,7 @@
     import plotly.graph_objects as go
     go.Figure(figures.loss(events))
 
-No plotly is imported here: a figure is {"data": [...], "layout": {...}}, which `go.Figure` and `Plotly.react` both take.
+No plotly is imported here: a figure is {"data": [...], "layout": {...}}, which `go.Figure` and `Plotly.react` take.
 Colours are the light theme's; the page swaps them for its tokens (app/static/plot.js). Slate is the base model, the
 warm accent what was adapted, edge grey what is only for comparison. ‖ΔW‖ has a ramp of its own, other measures cividis.
 """
@@ -94,7 +94,7 @@ def loss(events: Sequence[Event], *, ghosts: Sequence[tuple[str, Sequence[Event]
             "template": TEMPLATE,
             "uirevision": revision or "loss",
             "xaxis": {"title": {"text": "step"}, "range": [-0.01 * steps, 1.02 * steps]},
-            "yaxis": {"title": {"text": "loss (nats a token)"}, "range": span(values)},
+            "yaxis": {"title": {"text": "loss (nats a token)"}, "range": span(values, base)},
             "shapes": shapes,
             "annotations": annotations,
         },
@@ -157,7 +157,7 @@ def spectrum(sigma: Sequence[float], energy: Sequence[float], random: Sequence[f
 
 
 def heatmap(values: Mapping[str, Sequence[float | None]], title: str, *, norm: bool = True) -> Figure:
-    """Layer by matrix: {matrix: [value of layer 0, 1, …]}; None where nothing was adapted. `title` names the measure."""
+    """Layer by matrix: {matrix: [value of layer 0, 1, …]}, None where nothing was adapted. `title`: the measure."""
     names = list(values)
     layers = max((len(row) for row in values.values()), default=0)
     return {
@@ -196,9 +196,13 @@ def thin(points: Sequence[tuple[int, float]], most: int = MOST_POINTS) -> list[t
     return [p for i, p in enumerate(points) if (len(points) - 1 - i) % every == 0]
 
 
-def span(values: Sequence[float]) -> list[float]:
-    """A range of the loss axis around the values, with room for the labels."""
+def span(values: Sequence[float], base: float | None = None) -> list[float]:
+    """A range of the loss axis around the values, with room for the labels, and from the start for a loss that falls.
+
+    So the axis stands still while a run begins, and small ripples look small.
+    """
     low, high = (min(values), max(values)) if values else (0.0, 4.0)
+    low = min(low, 0.55 * base) if base is not None else low
     pad = max(0.09 * (high - low), 0.05)
     return [max(0.0, low - pad), high + 1.4 * pad]
 

@@ -47,7 +47,8 @@ def create_app(store: RunStore, queue: RunQueue, *, session: ModelSession | None
     from app.pages import api, page
 
     assets = Assets()
-    lab = Lab(store=store, queue=queue, session=session or ModelSession(assets.stamp), uploads=Uploads(store.root.parent))
+    session = session or ModelSession(assets.stamp)
+    lab = Lab(store=store, queue=queue, session=session, uploads=Uploads(store.root.parent))
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -123,7 +124,8 @@ def listen(host: str, port: int) -> socket.socket:
         found.listen(128)
     except OSError as error:
         found.close()
-        raise UserError(f"port {port} on {host} cannot be had: {error.strerror or error}; name another with --port") from None
+        why = error.strerror or error
+        raise UserError(f"port {port} on {host} cannot be had: {why}; name another with --port") from None
     return found
 
 

@@ -20,8 +20,10 @@ FIELDS = ("rank", "alpha", "layers", "steps", "batch_size", "lr", "seed", "accum
 PRESETS = (
     {"name": "paper", "say": "q and v of every layer at rank 8, as in most of the paper (section 4.2)",
      "spec": {"targets": ["q", "v"], "rank": 8, "layers": "all"}},
-    {"name": "all linear", "say": "every matrix of every layer at rank 8", "spec": {"targets": "all", "rank": 8, "layers": "all"}},
-    {"name": "tiny", "say": "v alone at rank 1: about the smallest adapter that learns", "spec": {"targets": ["v"], "rank": 1, "layers": "all"}},
+    {"name": "all linear", "say": "every matrix of every layer at rank 8",
+     "spec": {"targets": "all", "rank": 8, "layers": "all"}},
+    {"name": "tiny", "say": "v alone at rank 1: about the smallest adapter that learns",
+     "spec": {"targets": ["v"], "rank": 1, "layers": "all"}},
 )  # fmt: skip
 
 
@@ -97,7 +99,8 @@ def data(lab: Lab, query: Mapping[str, Any]) -> dict[str, Any]:
         tokenizer = lab.session.tokenizers[facts["name"]]
     most = whole(query.get("max_tokens"), facts["config"]["max_tokens"])
     with lab.session.words:
-        task = lab.task({"seed": whole(query.get("seed"), 0), **query, "max_tokens": most}, tokenizer)
+        choice = {**query, "seed": whole(query.get("seed"), 0), "max_tokens": most}
+        task = lab.task(choice, tokenizer)
         items = encode_many(tokenizer, spread(task.train, 256), task.template, most)
         rows = preview(task, tokenizer, PREVIEW_ROWS, most)
     n = max(1, len(items))

@@ -41,9 +41,19 @@ TICKETS = Tickets()
 def opened(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     """What Compare shows of a run before anything is written: examples, losses, scores, the recorded texts."""
     run = lab.run(query.get("run"))
-    answer: dict[str, Any] = {"run": run.id, "name": title(run), "recorded": run.recorded, "model": run.request.model,
-                              "rank": int(run.request.spec["rank"]), "live": run.live, "data": run.request.data_name}  # fmt: skip
-    answer |= {"ready": run.adapter is not None, "loss": losses(run), "score": words.score(run.score), "examples": []}
+    answer: dict[str, Any] = {
+        "run": run.id,
+        "name": title(run),
+        "recorded": run.recorded,
+        "model": run.request.model,
+        "rank": int(run.request.spec["rank"]),
+        "live": run.live,
+        "data": run.request.data_name,
+        "ready": run.adapter is not None,
+        "loss": losses(run),
+        "score": words.score(run.score),
+        "examples": [],
+    }
     if run.recorded:
         answer["examples"] = [{"prompt": e["prompt"], "reference": e["reference"], "base": e["base"],
                                "adapted": e["adapted"], "tokens": shown(e["tokens"])}
@@ -63,7 +73,7 @@ def opened(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
 
 def losses(run: Run) -> dict[str, Any] | None:
     """Held-out loss of both models, as the run measured it."""
-    if run.base_loss is None or run.loss is None:
+    if run.base_loss is None or run.loss is None or not run.step:
         return None
     rows = run.request.config.get("eval_rows")
     return {"base": run.base_loss, "adapted": run.loss, "rows": rows}

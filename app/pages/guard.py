@@ -94,7 +94,8 @@ class Guard:
         origin = headers.get("origin")
         if origin and origin != "null" and urlsplit(origin).netloc != host:
             return 403, "another site may not use this page"
-        if method not in ("GET", "HEAD") and headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        site = headers.get("sec-fetch-site", "same-origin")
+        if method not in ("GET", "HEAD") and site not in ("same-origin", "none"):
             return 403, "another site may not use this page"
         return None
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator  # noqa: E402
 from typing import Any  # noqa: E402
 
 import gradio as gr  # noqa: E402
+from gradio.themes import Base  # noqa: E402
 
 from app.pages import compare, train  # noqa: E402
 from app.pages.assets import Assets  # noqa: E402
@@ -62,14 +63,19 @@ def head(assets: Assets) -> str:
     preload = "".join(f'<link rel="modulepreload" href="{assets.url(n)}">' for n in modules)
     early = ("window.LoraLab = {waiting: [], mount(...part) { this.waiting.push(part); }, "
              f"plotly: {json.dumps(assets.url('plotly.min.js'))}}};")  # fmt: skip
-    return (f'<link rel="stylesheet" href="{assets.url("theme.css")}">'
-            f'<link rel="stylesheet" href="{assets.url("parts.css")}">'
-            f'<link rel="icon" type="image/svg+xml" href="{assets.url("icon.svg")}">'
-            f'<script>{early}</script>{preload}<script type="module" src="{assets.url("main.js")}"></script>')  # fmt: skip
+    lines = (
+        f'<link rel="stylesheet" href="{assets.url("theme.css")}">',
+        f'<link rel="stylesheet" href="{assets.url("parts.css")}">',
+        f'<link rel="icon" type="image/svg+xml" href="{assets.url("icon.svg")}">',
+        f"<script>{early}</script>",
+        preload,
+        f'<script type="module" src="{assets.url("main.js")}"></script>',
+    )
+    return "".join(lines)
 
 
-def theme() -> gr.themes.Base:
+def theme() -> Base:
     """System fonts, and the paper's colour before the style sheet is there."""
-    return gr.themes.Base(font=FONTS, font_mono=["ui-monospace", "monospace"]).set(
+    return Base(font=FONTS, font_mono=["ui-monospace", "monospace"]).set(
         body_background_fill=PAPER, body_background_fill_dark=PAPER_DARK,
         body_text_color=INK, body_text_color_dark=INK_DARK)  # fmt: skip

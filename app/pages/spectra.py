@@ -80,7 +80,8 @@ def one(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     needed = energy_rank(null_share, 0.9) if s.norm else 0
     sigma = [float(v) for v in s.singular_values]
     rows: list[list[Any]] = [["direction", "sigma", "sigma of a random update", "energy", "energy of a random update"]]
-    rows += [[i + 1, *values] for i, values in enumerate(zip(sigma, null.tolist(), share.tolist(), null_share.tolist()))]
+    columns = (sigma, null.tolist(), share.tolist(), null_share.tolist())
+    rows += [[i, *values] for i, values in enumerate(zip(*columns), 1)]
     return {
         "run": run.id,
         "m": f"layers.{layer}.{name}",

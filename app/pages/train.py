@@ -16,7 +16,7 @@ LISTED = 30
 COOL = 1.0  # ‖ΔW‖ that the strip's ramp reaches at least, so that it starts cool
 # The settings behind "more": (where it is kept, name, words, what it does, choices)
 MORE = (
-    ("config", "schedule", "schedule", "how the learning rate goes down after its peak", ("linear", "cosine", "constant")),
+    ("config", "schedule", "schedule", "how the learning rate falls from its peak", ("linear", "cosine", "constant")),
     ("config", "warmup", "warm-up", "share of the steps in which the learning rate rises from 0", ()),
     ("config", "accumulate", "accumulation", "batches whose gradients are added up for one step", ()),
     ("config", "max_tokens", "longest row", "tokens; longer rows are cut", ()),
@@ -24,7 +24,7 @@ MORE = (
     ("config", "eval_every", "measure every", "steps between measurements; 0 for three times in a run", ()),
     ("config", "weight_decay", "weight decay", "pulls A and B towards 0 at each step", ()),
     ("config", "clip", "clipping", "longest gradient; 0 for no limit", ()),
-    ("config", "dtype", "numbers", "what the frozen model is kept in; auto: the faster one here", ("auto", "float32", "bfloat16")),
+    ("config", "dtype", "numbers", "of the frozen model; auto: the faster here", ("auto", "float32", "bfloat16")),
     ("spec", "dropout", "dropout", "share of the inputs of A that are left out at random", ()),
     ("spec", "init", "initial A", "how A is drawn; gaussian is the paper's", ("gaussian", "kaiming")),
 )  # fmt: skip
@@ -77,7 +77,7 @@ def summary(lab: Lab, run: Run) -> dict[str, Any]:
         "recorded": run.recorded,
         "says": describe(run),
         "data": run.request.data_name,
-        "loss": run.loss,
+        "loss": run.loss if run.step else None,
         "curve": [round(y, 3) for y in figures.smooth([y for _, y in figures.thin(list(enumerate(curve)), 40)])],
         "can_resume": run.status in ("stopped", "interrupted", "failed") and run.step < run.steps,
     }
@@ -141,15 +141,9 @@ def view(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     answer["figure"] = figures.loss(events, ghosts=names, revision=str(run.id))
     answer["rows"] = table(events)
     answer["warm"] = warm(norms, [e for _, e in names])
-    answer["sentence"] = sentence(run, norms, behind)
+    answer["sentence"] = "" if run.live else words.training(run)
+    answer["beside"] = words.beside(run, behind[0], title(behind[0])) if behind else ""
     return answer
-
-
-def sentence(run: Run, norms: Mapping[str, float], behind: Sequence[Run]) -> str:
-    text = "" if run.live else words.training(run, norms, {k: where(k) for k in norms})
-    if behind and not (run.live and not run.step):
-        text += (" " if text else "") + words.beside(run, behind[0], title(behind[0]))
-    return text
 
 
 def ghosts(lab: Lab, run: Run, over: str) -> list[Run]:
@@ -158,7 +152,8 @@ def ghosts(lab: Lab, run: Run, over: str) -> list[Run]:
         own = [r for r in lab.store.list(limit=LISTED) if r.id < run.id or run.recorded]
         recorded = lab.store.recorded()
         for other in [*own, *([recorded] if recorded and not run.recorded else [])]:
-            if other.id != run.id and other.loss is not None and comparable(run, other) and not run.recorded:
+            ended = other.status in ("done", "stopped") and other.loss is not None
+            if other.id != run.id and ended and comparable(run, other) and not run.recorded:
                 return [other]
         return []
     ids = dict.fromkeys(int(n) for n in over.split(",") if n.isdigit() and len(n) < 16)
@@ -182,7 +177,8 @@ def warm(norms: Mapping[str, float], others: Sequence[Sequence[Mapping[str, Any]
     """‖ΔW‖ by matrix and layer, for the strip; `top` is where its ramp ends."""
     theirs = [n for events in others for n in last_norms(events).values()]
     top = max([COOL, *norms.values(), *theirs])
-    return {"values": grid(norms), "top": top, "most": max(norms.values(), default=0.0)}
+    values = grid(norms)
+    return {"values": values, "top": top, "most": max(norms.values(), default=0.0), "say": words.growth(values)}
 
 
 def last_norms(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -31,7 +31,7 @@ GLOSSARY = (
 
 
 def count(n: int) -> str:
-    """"three", or "14"."""
+    """A number as a word where that is short: three, 14."""
     return NUMBERS[n] if 0 <= n < len(NUMBERS) else f"{n:,}"
 
 
@@ -50,7 +50,7 @@ def short(x: float, digits: int = 3) -> str:
 
 
 def duration(seconds: float) -> str:
-    """"8 s", "2 min 10 s", "1 h 5 min"."""
+    """8 s, 2 min 10 s, 1 h 5 min."""
     s = max(0, round(seconds))
     if s < 100:
         return f"{s} s"
@@ -60,7 +60,7 @@ def duration(seconds: float) -> str:
     return f"{m // 60} h {m % 60} min"
 
 
-def training(run: Run, norms: Mapping[str, float], where: Mapping[str, tuple[int | None, str]]) -> str:
+def training(run: Run) -> str:
     """What a run did, from its own numbers."""
     if run.base_loss is None or run.loss is None or not run.step:
         return ""
@@ -77,13 +77,18 @@ def training(run: Run, norms: Mapping[str, float], where: Mapping[str, tuple[int
         effect = f"each held-out token became {times(1 / ratio)} less likely"
     else:
         effect = "held-out tokens are as likely as before"
-    text = f"{first} took the held-out loss from {run.base_loss:.2f} to {run.loss:.2f}: {effect}."
-    if norms and max(norms.values()) > 0:
-        key = max(norms, key=lambda k: norms[k])
-        layer, name = where.get(key, (None, key))
-        place = f"{name} of layer {layer}" if layer is not None else name
-        text += f" ΔW grew most in {place}, to ‖ΔW‖ = {short(norms[key])}."
-    return text
+    return f"{first} took the held-out loss from {run.base_loss:.2f} to {run.loss:.2f}: {effect}."
+
+
+def growth(values: Mapping[str, Sequence[float | None]]) -> str:
+    """Where an update has grown, by the strip of the layers."""
+    cells = [(v, name, layer) for name, row in values.items() for layer, v in enumerate(row) if v is not None]
+    if not cells or max(cells)[0] <= 0:
+        return "ΔW = 0 at the start: B is zero, so the outputs are the base model's."
+    top, name, layer = max(cells)
+    middle = sorted(v for v, _, _ in cells)[len(cells) // 2]
+    text = f"ΔW is largest in {name} of layer {layer}, ‖ΔW‖ = {short(top)}"
+    return text + (f"; the middle matrix has {short(middle)}." if len(cells) > 2 else ".")
 
 
 def times(x: float) -> str:
@@ -92,7 +97,7 @@ def times(x: float) -> str:
 
 def beside(run: Run, other: Run, name: str) -> str:
     """One sentence of difference to the run that is drawn behind."""
-    text = f"Behind: {name}, {difference_sentence(other, run)}"
+    text = f"Behind it: {name}, {difference_sentence(other, run)}"
     if run.loss is not None and other.loss is not None and run.status in ("done", "stopped"):
         gap = other.loss - run.loss
         text += f"; it ended at {other.loss:.2f}"

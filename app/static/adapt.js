@@ -52,7 +52,7 @@ export function adapt(root) {
     }
     title.textContent = `One of ${facts.layers} layers of ${facts.name.split("/").at(-1)}`;
     map?.destroy();
-    map = LayerMap(holder, {matrices: facts.matrices, layers: facts.layers, ranks: RANKS, state: shown(), height: 236,
+    map = LayerMap(holder, {matrices: facts.matrices, layers: facts.layers, ranks: RANKS, state: shown(), height: 256,
       ids: {targets: "targets", rank: "rank", alpha: "alpha"}, onChange: take});
     draw();
     confirm(0);
@@ -75,7 +75,7 @@ export function adapt(root) {
     step.textContent = t ? `≈ ${fmt.step(t.step_s)}` : "–";
     state.time = t;
     say(!spec.targets.length ? "Choose at least one matrix: click q or v." : !layersOf(spec).length ? "Choose at least one layer: drag over the strip." : last?.message ?? "");
-    go.textContent = `Go to training (${fmt.int(config.steps)} step${config.steps === 1 ? "" : "s"}${t ? ` ≈ ${fmt.time(t.total_s)}` : ""})`;
+    go.textContent = `Go to training ${`(${fmt.int(config.steps)} step${config.steps === 1 ? "" : "s"}${t ? ` ≈ ${fmt.time(t.total_s)}` : ""})`.replaceAll(" ", "\u00a0")}`;
     presets.querySelectorAll("button").forEach((x, i) => {
       const p = state.boot.presets[i];
       x.setAttribute("aria-pressed", same([targetsOf(p), p.spec.rank, p.spec.layers], [spec.targets, spec.rank, spec.layers]));

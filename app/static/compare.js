@@ -44,7 +44,10 @@ export function compare(root, {send}) {
     fault.textContent = "";
     if (examples().length) choose(0); else pick.value = "own";
     paint();
+    first();
   }
+  /* The first look at a run: its texts are written unasked, unless a training needs the machine. */
+  function first() { if (state.tab === "compare" && info?.ready && !shown && !state.view?.live && prompt.value) ask(); }
   function blank(text) {
     shown = null;
     fault.textContent = "";
@@ -139,7 +142,7 @@ export function compare(root, {send}) {
   let stale = null;
   on("view", (v) => { const key = v && `${v.run}.${v.status}.${v.score?.adapted}`; if (key !== stale) { stale = key; if (v && info && v.run === info.run && (v.live !== info.live || v.adapter !== info.ready)) open(); } });
   on("back", () => { if (shown && !shown.done) { shown = null; paint(); } });
-  on("tab", (name) => { if (name === "compare" && info?.ready && !shown && !info.live && prompt.value) ask(); });
+  on("tab", first);
   return {update(v) {
     if (!v || v.seq !== seq || v.run !== state.run) return;                 // an answer to an older question
     if (v.error) { fault.textContent = v.error; shown = before; paint(); return; }

@@ -108,7 +108,7 @@ export function dataRow(root) {
   }
   on("about", (a) => {
     if (!a) return;
-    note.replaceChildren(`${fmt.int(a.train_rows)} rows, ${fmt.int(a.held_rows)} held out`, ...(a.notes.length ? [" · ", h("b", {}, a.notes.length === 1 ? a.notes[0] : `${a.notes.length} remarks`)] : []));
+    note.replaceChildren(`${fmt.int(a.train_rows)} rows, ${fmt.int(a.held_rows)} held out`, " · ", a.notes.length ? h("b", {}, a.notes.length === 1 ? a.notes[0] : `${a.notes.length} remarks`) : a.about);
     note.title = [a.about, ...a.notes].join("\n");
   });
 

@@ -50,7 +50,7 @@ export function frame(root, {value}) {
       if (view.loss != null && view.base_loss != null && view.loss !== view.base_loss)
         pieces.push(h("button", {type: "button", onclick: () => show("compare"), title: "Go to Compare"}, h("span", {class: "warm"}, `loss ${view.loss.toFixed(2)}`), ` (was ${view.base_loss.toFixed(2)})`));
     }
-    sentence.replaceChildren(...pieces.flatMap((p, i) => i ? [h("i", {class: pieces[i].className === "wide" || pieces[i - 1].className === "wide" ? "wide" : "", "aria-hidden": "true"}, "·"), p] : [p]));
+    sentence.replaceChildren(...pieces.flatMap((p, i) => i ? [h("i", {class: wide(pieces[i]) || pieces.slice(0, i).every(wide) ? "wide" : null, "aria-hidden": "true"}, "·"), p] : [p]));
     document.title = view && !view.recorded ? `run ${view.run} · LoRA Lab` : "LoRA Lab";
   }
   on("start spec facts view refill", say);
@@ -72,6 +72,7 @@ export function frame(root, {value}) {
 }
 
 const pick = (s, facts) => [s.targets, s.rank, s.alpha, layersOf(s, facts), s.scaling];
+const wide = (piece) => piece.className === "wide";        // left out where the page is narrow
 const short = (name) => name.split("/").at(-1);
 const mark = () => h("svg", {viewBox: "0 0 32 32", width: 22, height: 22, "aria-hidden": "true", class: "ll-mark"},
   h("rect", {x: 9, y: 9, width: 20, height: 20, rx: 3, class: "w"}), h("rect", {x: 3, y: 9, width: 4, height: 20, rx: 1.5}), h("rect", {x: 9, y: 3, width: 20, height: 4, rx: 1.5}));

@@ -9,7 +9,7 @@ export function spectra(root) {
   const heatTitle = h("h2", {class: "ll-h"}), heatSay = h("p", {class: "tr-say"}), scale = h("div", {class: "sp-scale"}), which = h("div", {class: "ll-tabs", role: "group", "aria-label": "What the colour shows"});
   const empty = h("section", {class: "ll-card sp-empty", hidden: true}), grid = h("div", {class: "ll-grid"},
     h("section", {class: "ll-card sp-left", style: {"--span": 7}}, h("div", {class: "ll-head"}, heatTitle, badge, which,
-      exports("the map", {name: () => `update-run${state.run}-${measure}`, figure: () => heat?.measures[measure].figure, rows: table})), left, scale, heatSay),
+      exports("the map", {name: () => `update-run${state.run}-${measure}`, figure: () => heat?.measures[measure].figure, rows: () => table()})), left, scale, heatSay),
     h("section", {class: "ll-card sp-right", style: {"--span": 5}}, h("div", {class: "ll-head"}, title,
       exports("the spectrum", {name: () => `spectrum-run${state.run}-${current?.m}`, figure: () => current?.figure, rows: () => current?.rows})), plot, say, facts));
   root.append(fault, empty, grid);
@@ -49,9 +49,9 @@ export function spectra(root) {
   }
   function build() {
     if (!heat) return;
-    const values = heat.measures[measure].values, names = Object.keys(values), room = root.clientWidth < 700 ? 210 : 318;
+    const values = heat.measures[measure].values, names = Object.keys(values), narrow = root.clientWidth < 700, room = narrow ? 210 : Math.max(240, Math.min(480, innerHeight - 386));
     map = cellmap(names, values[names[0]].length, {label: "Layer by matrix; arrow keys move, and the spectrum follows", onPick: (m) => pick(m), onHover: hover,
-      height: Math.max(22, Math.min(root.clientWidth < 700 ? 52 : 100, Math.round(room / names.length)))});
+      height: Math.max(22, Math.min(narrow ? 72 : 160, Math.round(room / names.length)))});
     left.replaceChildren(map.node);
     paint();
     if (current) map.mark(current.m);

@@ -13,16 +13,17 @@ export function train(root, {value}) {
   const plot = h("div", {class: "tr-plot", id: "loss-plot"}), say = h("p", {class: "tr-say"}), badge = h("span", {class: "ll-badge", hidden: true}, "recorded");
   const status = h("p", {class: "tr-status", id: "run-status", role: "status", "data-status": "none"});
   const num = (label) => { const b = h("span", {class: "tr-n"}), t = h("span", {class: "ll-muted"}, label); return {b, t, box: h("div", {class: "tr-num"}, b, t)}; };
-  const nStep = num("step"), nLeft = num("left"), nTok = num("tokens a second");
+  const nStep = num("step"), nLeft = num("left"), nTok = num("tokens/s");
+  const beside = h("p", {class: "ll-note tr-beside"}), grown = h("p", {class: "ll-note tr-grown"});
   const past = h("div", {class: "tr-past"}), stripBox = h("div", {class: "tr-strip"}), legend = h("p", {class: "ll-note"});
   const next = h("button", {class: "ll-link", type: "button", hidden: true, onclick: () => show("compare")}, "compare its texts");
   root.append(h("div", {class: "ll-row tr-row"}, form.nodes, go, stop), fault, h("div", {class: "ll-grid"},
     h("section", {class: "ll-card tr-main", style: {"--span": 8}},
       h("div", {class: "ll-head"}, h("h2", {class: "ll-h"}, "Loss on the completions ", badge), h("p", {class: "ll-note"}, "small: each step; line: smoothed; large: held out"),
         exports("the loss", {name: () => `loss-run${state.run}`, figure: () => drawn(plot), rows: () => state.view?.rows})), plot, say),
-    h("section", {class: "ll-card tr-side", style: {"--span": 4}}, status, h("div", {class: "tr-acts"}, resume, next), h("div", {class: "tr-nums"}, nStep.box, nLeft.box, nTok.box),
+    h("section", {class: "ll-card tr-side", style: {"--span": 4}}, status, h("div", {class: "tr-acts"}, resume, next), h("div", {class: "tr-nums"}, nStep.box, nLeft.box, nTok.box), beside,
       h("h2", {class: "ll-h tr-h"}, "Runs"), past),
-    h("section", {class: "ll-card", style: {"--span": 12}}, h("div", {class: "ll-head"}, h("h2", {class: "ll-h"}, "Where the update grows"), legend), stripBox)));
+    h("section", {class: "ll-card", style: {"--span": 12}}, h("div", {class: "ll-head"}, h("h2", {class: "ll-h"}, "Where the update grows"), grown, legend), stripBox)));
 
   /* ---- acts */
   async function start() {
@@ -80,6 +81,7 @@ export function train(root, {value}) {
       plot.setAttribute("role", "img");
       plot.setAttribute("aria-label", `Loss of ${v.name} by step. ${v.sentence}`);
     }
+    beside.textContent = v.beside ?? "";
     say.textContent = v.sentence || (v.live && v.step ? "" : v.live ? "The base model is scored on held-out rows first; then the curve begins." : "");
     warm(v);
     marks();
@@ -90,7 +92,9 @@ export function train(root, {value}) {
     figure = null;
     if (!state.facts) return;
     build(state.spec.targets, state.facts.layers, "cold");
-    legend.textContent = "cells warm up as ‖ΔW‖ grows";
+    beside.textContent = "";
+    legend.textContent = "";
+    grown.textContent = "Cells warm up as ‖ΔW‖ grows.";
   }
   on("ended run", () => list());
   on("spec facts", () => { if (!state.view) before(); });
@@ -100,6 +104,7 @@ export function train(root, {value}) {
     if (strip?.id === id) return;
     strip = cellmap(targets, layers, {label: "‖ΔW‖ by layer and matrix", height: targets.length > 4 ? 12 : targets.length > 2 ? 18 : 26});
     strip.id = id;
+    root.style.setProperty("--strip", `${targets.length * ((targets.length > 4 ? 12 : targets.length > 2 ? 18 : 26) + 2)}px`);
     stripBox.replaceChildren(strip.node);
   }
   function warm(v) {
@@ -110,13 +115,15 @@ export function train(root, {value}) {
       const layers = facts?.layers ?? Math.max(0, ...on) + 1;
       build(v.spec.targets, layers, "run");
       strip.paint(Object.fromEntries(v.spec.targets.map((t) => [t, Array.from({length: layers}, (_, l) => on.includes(l) ? 0 : null)])), 0, 1, (l, t, x) => x == null ? `layer ${l} ${t} is frozen` : `layer ${l} ${t}: ΔW = 0`);
-      legend.textContent = "ΔW = 0 at the start; cells warm up as ‖ΔW‖ grows";
+      legend.textContent = "";
+      grown.textContent = v.warm?.say ?? "";
       return;
     }
     build(names, values[names[0]].length, "run");
     strip.paint(values, 0, top, (l, t, x) => x == null ? `layer ${l} ${t} is frozen` : `layer ${l} ${t}: ‖ΔW‖ = ${x.toPrecision(3)}`);
     strip.grid.setAttribute("aria-label", `‖ΔW‖ by layer and matrix, up to ${most.toPrecision(2)}`);
-    legend.replaceChildren(`‖ΔW‖ up to ${most.toPrecision(2)} now  `, h("span", {class: "ll-ramp"}, "0", h("i"), top.toPrecision(2)));
+    grown.textContent = v.warm.say;
+    legend.replaceChildren("‖ΔW‖", h("span", {class: "ll-ramp"}, "0", h("i"), top.toPrecision(2)));
   }
 
   /* ---- past runs: open one, or lay it behind */
