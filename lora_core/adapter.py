@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from lora_core.delta import Delta
 from lora_core.errors import UserError, unknown
-from lora_core.layers import Adapted, Factors, Switch, adapt, initial_A, restore
+from lora_core.layers import Adapted, Factors, Switch, adapt, restore
 from lora_core.sites import Site, select
 from lora_core.spec import LoraSpec
+from lora_core.starts import initial_A, pissa
 
 
 class Registry:
@@ -46,7 +47,7 @@ class Adapter:
         self._factors: dict[str, Factors] = {}
 
     def __repr__(self) -> str:
-        n = sum(p.numel() for p in self.parameters())
+        n = sum(p.numel() for _, p in self.named_parameters())
         return (
             f"Adapter({self.name!r}, {len(self.sites)} matrices, {n:,} parameters{', merged' if self.merged else ''})"
         )
@@ -59,9 +60,10 @@ class Adapter:
         return self._factors[key]
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The trainable tensors: A and B of every site, in the order of the layers."""
-        for f in self._factors.values():
-            yield from (f.A, f.B)
+        """The trainable tensors: A and B of every site (B alone where spec.train_A is False)."""
+        for _, p in self.named_parameters():
+            if p.requires_grad:
+                yield p
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """("{key}.A", A) and ("{key}.B", B) of every site."""
@@ -71,7 +73,8 @@ class Adapter:
     def delta(self, key: str) -> Delta:
         """ΔW (out, in) of one site, as a copy of its factors."""
         f = self.factors(key)
-        return Delta(f.B.detach().clone(), f.A.detach().clone(), f.scaling)
+        B, A = f.factored()
+        return Delta(B.clone(), A.clone(), f.scaling)
 
     def deltas(self) -> dict[str, Delta]:
         """{key: Delta} of every site, in the order of the layers."""
@@ -215,7 +218,10 @@ def attach(model: nn.Module, spec: LoraSpec, name: str = "default", *, seed: int
         A = initial_A(spec.init, rank, s.in_, generator)
         scaling = spec.scale(rank, spec.alpha_of(s.key, s.path, s.target))
         tensors[s.key] = (A, torch.zeros(s.out, rank), scaling)
-    return put_on(model, spec, name, sites, tensors)
+    adapter = put_on(model, spec, name, sites, tensors)
+    if spec.init == "pissa":
+        pissa(adapter, seed)
+    return adapter
 
 
 def put_on(model: nn.Module, spec: LoraSpec, name: str, sites: Sequence[Site],
@@ -229,8 +235,8 @@ def put_on(model: nn.Module, spec: LoraSpec, name: str, sites: Sequence[Site],
     for p in model.parameters():
         p.requires_grad_(False)
     for other in book.adapters.values():
-        for p in other.parameters():
-            p.requires_grad_(True)
+        for n, p in other.named_parameters():
+            p.requires_grad_(other.spec.train_A or n.endswith(".B"))
     adapter = Adapter(model, spec, name, sites)
     for s in sites:
         module = adapt(model.get_submodule(s.path))
@@ -242,6 +248,7 @@ def put_on(model: nn.Module, spec: LoraSpec, name: str, sites: Sequence[Site],
         )
         f.to(weight.device).train(module.training)
         cast(Adapted, module).lora[f"{name}:{s.target.replace('.', '-')}"] = f
+        f.A.requires_grad_(spec.train_A)
         adapter._factors[s.key] = f
     book.adapters[name] = adapter
     return adapter

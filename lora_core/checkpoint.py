@@ -31,7 +31,14 @@ def save_checkpoint(
     from lora_core.saving import write
 
     tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
+    for key in adapter.sites:
+        f = adapter.factors(key)
+        if f.A0 is not None and f.B0 is not None:
+            tensors |= {f"{key}|A0": f.A0, f"{key}|B0": f.B0}
     for name, p in adapter.named_parameters():
+        if not p.requires_grad:
+            tensors[f"{name}|p"] = p
+            continue
         state = optimizer.state[p]
         tensors |= {
             f"{name}|p": p.detach(),
@@ -67,8 +74,13 @@ def restore_checkpoint(
             f"{meta['config'].get(changed[0])!r}, not {same[changed[0]]!r}"
         )
     with torch.no_grad():
+        for key in adapter.sites:
+            if f"{key}|A0" in tensors:
+                adapter.factors(key).anchor(tensors[f"{key}|A0"], tensors[f"{key}|B0"])
         for name, p in adapter.named_parameters():
             p.copy_(tensors[f"{name}|p"])
+            if not p.requires_grad:
+                continue
             optimizer.state[p] = {
                 "step": tensors[f"{name}|t"].reshape(()),
                 "exp_avg": tensors[f"{name}|m"].to(p.device),

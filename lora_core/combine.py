@@ -57,8 +57,10 @@ def combine(
         )
     ranks = {key: d.rank for key, d in deltas.items()}
     top = max(ranks.values())
-    spec = LoraSpec(targets=tuple(sites), rank=top, alpha=top, rank_pattern={k: r for k, r in ranks.items() if r != top},
-                    alpha_pattern={k: float(r) for k, r in ranks.items() if r != top})  # fmt: skip
+    odd = {k: r for k, r in ranks.items() if r != top}
+    spec = LoraSpec(
+        targets=tuple(sites), rank=top, alpha=top, rank_pattern=odd, alpha_pattern={k: float(r) for k, r in odd.items()}
+    )
     tensors = {key: (d.A, d.scaling * d.B, 1.0) for key, d in deltas.items()}
     adapter = put_on(model, spec, name, list(sites.values()), tensors)
     adapter.enable(False)

@@ -234,9 +234,7 @@ def _lookup(patterns: Mapping[str, float] | None, path: str, default: float) -> 
     return default
 
 
-def _split(
-    whole: Mapping[str, Factors], sites: list[dict[str, Any]]
-) -> dict[str, StoredSite]:
+def _split(whole: Mapping[str, Factors], sites: list[dict[str, Any]]) -> dict[str, StoredSite]:
     """Our matrices out of PEFT's modules: whole ones as they are, slices out of their block."""
     out: dict[str, StoredSite] = {}
     taken: dict[str, int] = {}

@@ -17,7 +17,6 @@ trace. Its factors live in `module.lora`, out of reach of state_dict: the base m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -39,7 +38,14 @@ class Switch:
 
 
 class Factors(nn.Module):
-    """A (r, in) and B (out, r) of one site, with the scaling s. B·A is added to `rows` of the module's output."""
+    """A (r, in) and B (out, r) of one site, with the scaling s. B·A is added to `rows` of the module's output.
+
+    A start other than B = 0 has an anchor, its first A0 and B0, and adds s·(B·A − B0·A0): still nothing at first, and
+    W0 stays as it is. (PiSSA and LoRA-GA subtract s·B0·A0 from the frozen weight instead, which is the same function.)
+    """
+
+    A0: Tensor | None
+    B0: Tensor | None
 
     def __init__(self, A: Tensor, B: Tensor, scaling: float, rows: Rows, switch: Switch, dropout: float = 0.0) -> None:
         super().__init__()
@@ -48,6 +54,27 @@ class Factors(nn.Module):
         self.sliced = isinstance(rows, slice)
         self.slice = rows if isinstance(rows, slice) else slice(None)
         self.register_buffer("index", rows if isinstance(rows, Tensor) else None, persistent=False)
+        self.register_buffer("A0", None, persistent=False)
+        self.register_buffer("B0", None, persistent=False)
+
+    @torch.no_grad()
+    def anchor(self, A0: Tensor, B0: Tensor) -> None:
+        """Start from these factors, so that the update is measured from them."""
+        self.A.copy_(A0)
+        self.B.copy_(B0)
+        self.A0, self.B0 = self.A.detach().clone(), self.B.detach().clone()
+
+    @property
+    def untouched(self) -> bool:
+        """As `attach` made it: B zero and no anchor."""
+        return self.A0 is None and not bool(self.B.any())
+
+    def factored(self) -> tuple[Tensor, Tensor]:
+        """(B (out, n), A (n, in)) with ΔW = s·B·A; n = r, or 2r with an anchor."""
+        B, A = self.B.detach(), self.A.detach()
+        if self.A0 is None or self.B0 is None:
+            return B, A
+        return torch.cat([B, -self.B0], dim=1), torch.cat([A, self.A0], dim=0)
 
     @property
     def rows(self) -> Rows:
@@ -55,7 +82,8 @@ class Factors(nn.Module):
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """ΔW = s·B·A (out, in) of this site."""
-        return self.scaling * (self.B.to(dtype) @ self.A.to(dtype))
+        B, A = self.factored()
+        return self.scaling * (B.to(dtype) @ A.to(dtype))
 
     def drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
@@ -66,7 +94,10 @@ class Factors(nn.Module):
         if pick is not None:  # only some rows of the batch: compute and add nothing for the others
             x, y = _batch(x, self.switch.batch)[pick], _batch(y, self.switch.batch)
         x = self.drop(x)
-        d = self.scaling * F.linear(F.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype))
+        d = F.linear(F.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype))
+        if self.A0 is not None and self.B0 is not None:
+            d = d - F.linear(F.linear(x, self.A0.to(x.dtype)), self.B0.to(x.dtype))
+        d = self.scaling * d
         d = d.to(y.dtype)
         if pick is None:
             return _add_rows(y, d, self.rows)
@@ -169,6 +200,7 @@ class Adapted:
         return (
             type(self).__bases__[1] is nn.Linear
             and f.rows is None
+            and f.A0 is None
             and f.switch.rows is None
             and not (f.dropout and f.training)
             and not me.weight.requires_grad
@@ -197,15 +229,3 @@ def restore(module: nn.Module) -> None:
     if isinstance(module, Adapted):
         del module.lora, module.W0  # pyright: ignore
         module.__class__ = type(module).__bases__[1]
-
-
-def initial_A(init: str, rank: int, in_: int, generator: torch.Generator) -> Tensor:
-    """A (rank, in) at the start, float32, drawn on the CPU so that a seed means the same everywhere.
-
-    "gaussian": N(0, 1/in), the paper's random Gaussian with the spread that keeps A·x of x's size.
-    "kaiming": U(−1/√in, 1/√in), what the paper's own code does (kaiming_uniform with a = √5).
-    """
-    A = torch.empty(rank, in_)
-    if init == "kaiming":
-        return A.uniform_(-1 / math.sqrt(in_), 1 / math.sqrt(in_), generator=generator)
-    return A.normal_(0, 1 / math.sqrt(in_), generator=generator)

@@ -34,13 +34,10 @@ def save_adapter(adapter: Adapter, folder: str | Path, info: Mapping[str, Any]) 
     for key, s in adapter.sites.items():
         by_path.setdefault(s.path, []).append(key)
     for path, keys in by_path.items():
-        pairs = {
-            k: (
-                adapter.factors(k).A.detach().cpu().float().numpy(),
-                adapter.factors(k).B.detach().cpu().float().numpy(),
-            )
-            for k in keys
-        }
+        pairs = {}
+        for k in keys:
+            b, a = adapter.factors(k).factored()
+            pairs[k] = (a.cpu().float().numpy(), b.cpu().float().numpy())
         scalings = {k: adapter.factors(k).scaling for k in keys}
         scale = max(scalings.values())
         A = np.concatenate([pairs[k][0] for k in keys])

@@ -11,7 +11,7 @@ from lora_core.errors import UserError, unknown
 
 Scaling = Literal["alpha/r", "alpha/sqrt(r)"]
 SCALINGS = ("alpha/r", "alpha/sqrt(r)")
-INITS = ("gaussian", "kaiming")
+INITS = ("gaussian", "kaiming", "orthogonal", "pissa", "gradient")
 MAX_RANK = 65536
 
 
@@ -25,7 +25,9 @@ class LoraSpec:
     rank     r of every matrix, unless `rank_pattern` names another
     alpha    α; the scaling s is α/r ("alpha/r", the paper) or α/√r ("alpha/sqrt(r)", rsLoRA, arXiv 2312.03732)
     layers   "all", or the indices of the layers to adapt
-    init     "gaussian" (the paper: A ~ N(0, 1/in)) or "kaiming" (what loralib does: A ~ U(±1/√in)); B = 0 in both
+    init     "gaussian" (the paper: A ~ N(0, 1/in)), "kaiming" (what loralib does: A ~ U(±1/√in)) or "orthogonal", all
+             with B = 0; "pissa" (W0's top directions) or "gradient" (the first gradient's); starts.py has the details
+    train_A  False leaves A as it began and trains B alone (LoRA-FA, arXiv 2308.03303)
     dropout  probability with which an entry of x is dropped on its way through A, while training
     rank_pattern, alpha_pattern  {name: value} that override rank and alpha; a name is a target or a site's key
 
@@ -37,7 +39,8 @@ class LoraSpec:
     alpha: float = 16.0
     layers: Literal["all"] | tuple[int, ...] = "all"
     scaling: Scaling = "alpha/r"
-    init: Literal["gaussian", "kaiming"] = "gaussian"
+    init: Literal["gaussian", "kaiming", "orthogonal", "pissa", "gradient"] = "gaussian"
+    train_A: bool = True
     dropout: float = 0.0
     rank_pattern: Mapping[str, int] | tuple[tuple[str, int], ...] = ()
     alpha_pattern: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
@@ -54,6 +57,8 @@ class LoraSpec:
             raise unknown("scaling", str(self.scaling), SCALINGS)
         if self.init not in INITS:
             raise unknown("init", str(self.init), INITS)
+        if not isinstance(self.train_A, bool):
+            raise UserError(f"train_A is {self.train_A!r}; it is True or False")
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout!r}; it is a probability from 0 to below 1")
         put("dropout", float(self.dropout))

@@ -69,7 +69,7 @@ def _items(adapter: Adapter | Stored) -> dict[str, tuple[str, int | None, np.nda
     out = {}
     for k, site in adapter.sites.items():
         f = adapter.factors(k)
-        B, A = (p.detach().cpu().double().numpy() for p in (f.B, f.A))
+        B, A = (p.cpu().double().numpy() for p in f.factored())
         out[k] = (site.target, site.layer, B, A, f.scaling)
     return out
 

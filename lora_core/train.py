@@ -17,6 +17,7 @@ from lora_core.checkpoint import restore_checkpoint, save_checkpoint
 from lora_core.errors import UserError, unknown
 from lora_core.evaluate import mean_loss, spread
 from lora_core.objective import CausalLM, endless
+from lora_core.starts import from_gradient
 
 if TYPE_CHECKING:
     from lora_core.adapter import Adapter
@@ -31,7 +32,7 @@ class TrainConfig:
 
     steps         optimiser steps
     batch_size    rows in a forward pass; accumulate: forward passes in a step
-    lr            peak learning rate of AdamW
+    lr            peak learning rate of AdamW; B's is lr_ratio times that (LoRA+, arXiv 2402.12354)
     schedule      "linear" or "cosine" down to 0 after the warm-up, or "constant"
     warmup        share of the steps in which the rate rises from 0
     weight_decay  of AdamW, on A and B
@@ -47,6 +48,7 @@ class TrainConfig:
     steps: int = 60
     batch_size: int = 8
     lr: float = 1e-3
+    lr_ratio: float = 1.0
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: float = 0.05
     weight_decay: float = 0.0
@@ -78,7 +80,13 @@ class TrainConfig:
                                 ("max_tokens", 2, 10**6), ("norms_every", 0, 10**6),
                                 ("checkpoint_every", 0, 10**6)):  # fmt: skip
             whole(name, low, high)
-        for name, low, high in (("lr", 0, 1e6), ("warmup", 0, 1), ("weight_decay", 0, 1e3), ("clip", 0, 1e9)):
+        for name, low, high in (
+            ("lr", 0, 1e6),
+            ("lr_ratio", 0, 1e6),
+            ("warmup", 0, 1),
+            ("weight_decay", 0, 1e3),
+            ("clip", 0, 1e9),
+        ):
             real(name, low, high)
         if self.lr == 0:
             raise UserError("lr is 0: nothing would be learnt; try 1e-3")
@@ -180,7 +188,11 @@ def train(
     items = objective.encode(task.train)
     held = objective.encode(spread(task.test, config.eval_rows))
     params = list(adapter.parameters())
-    optimizer = torch.optim.AdamW(params, lr=config.lr, weight_decay=config.weight_decay, fused=_can_fuse(params))
+    groups = [{"params": [p for n, p in adapter.named_parameters() if p.requires_grad and n.endswith(f".{part}")],
+               "ratio": ratio} for part, ratio in (("A", 1.0), ("B", config.lr_ratio))]  # fmt: skip
+    optimizer = torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=config.lr, weight_decay=config.weight_decay, fused=_can_fuse(params)
+    )
     torch.manual_seed(config.seed)  # dropout
     order = endless([len(e.ids) for e in items], config.batch_size, config.seed)
     start, tokens, train_s, base_loss = 0, 0, 0.0, None
@@ -189,6 +201,8 @@ def train(
         start, tokens, train_s, base_loss = restore_checkpoint(file, adapter, optimizer, config)
         for _ in range(start * config.accumulate):
             next(order)
+    elif adapter.spec.init == "gradient" and all(adapter.factors(k).untouched for k in adapter.sites):
+        from_gradient(adapter, objective, items[: 4 * config.batch_size], config.seed)
     began, before = time.perf_counter(), train_s
     was = model.training, adapter.on
     adapter.enable()
@@ -225,7 +239,7 @@ def train(
             labelled = sum(b.labelled for b in batches)
             lr = config.rate(step)
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["ratio"]
             total = 0.0
             for b in batches:
                 loss = objective.loss(b)
@@ -307,7 +321,8 @@ def update_norms(adapter: Adapter) -> dict[str, float]:
     squares = []
     for key in keys:
         f = adapter.factors(key)
-        squares.append(((f.B.T @ f.B) * (f.A @ f.A.T)).sum().clamp_min(0).sqrt() * abs(f.scaling))
+        B, A = f.factored()
+        squares.append(((B.T @ B) * (A @ A.T)).sum().clamp_min(0).sqrt() * abs(f.scaling))
     return dict(zip(keys, torch.stack(squares).tolist(), strict=True))
 
 
