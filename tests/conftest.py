@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
@@ -12,6 +13,14 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from tests.browser_path import browser_path  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _threads(request: pytest.FixtureRequest) -> None:
+    """One thread for the tiny models: more only wait for each other. The tests of a real model take all there are."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(os.cpu_count() or 1 if "real" in request.node.path.name else 1)
+
 
 SKIPPED = pytest.StashKey[int]()
 
