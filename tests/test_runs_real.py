@@ -102,7 +102,7 @@ def test_on_the_users_file_stopped_and_resumed(store: RunStore, model: str, tmp_
     assert run.adapter and run.score is not None and run.score["name"] == "BLEU"
     info = read_adapter(run.adapter).info
     assert info["task"] == "Mina's places" and info["template"] == "{prompt} ->" and info["step"] == 9
-    assert str(tmp_path) not in json.dumps({k: v for k, v in info.items() if k not in ("model", "command")})
+    assert str(tmp_path) not in json.dumps(info).replace(model, "")  # where the user's file was is nobody's business
     run = run_here(store, run.id)
     assert run.status == "done" and run.step == 24
     assert [e["step"] for e in store.events(run.id) if e["kind"] == "step"] == list(range(1, 25))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -162,6 +162,35 @@ def test_memory_that_ran_out_is_said_so(store: RunStore) -> None:
     assert error and error.startswith("memory ran out")
 
 
+def test_a_score_that_takes_too_long_is_left_out_and_that_is_told(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(StandIn):
+        def score(self, stop: Callable[[], bool]) -> None:
+            until(stop)
+
+    monkeypatch.setattr(worker, "SCORE_S", 0.05)
+    run = run_here(store, store.create(request(steps=3)).id, session=Slow)
+    assert run.status == "done" and run.score is None and run.adapter
+    assert store.events(run.id)[-1]["message"] == "the score was left out: it took too long"
+
+
+def test_a_second_stop_ends_the_scoring(store: RunStore) -> None:
+    class Slow(StandIn):
+        def score(self, stop: Callable[[], bool]) -> None:
+            assert not stop()  # the first one is done with
+            store.ask_to_stop(1)
+            until(stop)
+
+    def press(event: dict) -> None:
+        if event["kind"] == "step" and event["step"] == 3:
+            store.ask_to_stop(1)
+
+    run = run_here(store, store.create(request(steps=9)).id, press, session=Slow)
+    assert run.status == "stopped" and run.score is None and run.step == 3
+    assert "it was stopped" in store.events(1)[-1]["message"]
+
+
 # ---- who may train it
 def test_a_run_that_is_over_or_not_wanted_is_not_trained(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "be_modest", lambda: None)
@@ -226,7 +255,12 @@ def test_no_room_for_events_fails_the_run_with_one_clear_line(store: RunStore, m
 
 def test_no_room_for_the_adapter_keeps_the_one_that_was_there(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     run = store.create(request(steps=20))
-    train(store, run.id, on_event=lambda e: store.ask_to_stop(run.id) if e.get("step") == 7 else None)
+
+    def press(event: dict) -> None:
+        if event["kind"] == "step" and event["step"] == 7:
+            store.ask_to_stop(run.id)
+
+    train(store, run.id, on_event=press)
     before = adapter_sum(run.folder)
 
     def full(self: StandIn, folder: Path, info: object) -> None:

@@ -10,7 +10,6 @@ import argparse
 import json
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +40,15 @@ def record(store: RunStore, run_id: int, destination: Path, examples: int = EXAM
         raise UserError(f"the adapter of run {run_id} has {size:,} bytes; at most {MOST_BYTES:,} are recorded")
     if destination.exists() and any(destination.iterdir()) and not (destination / RUN).exists():
         raise UserError(f"{destination} is not empty and holds no recorded run; name another folder")
-    command = command_line(run.request)
+    request = run.request.shareable()
+    command = command_line(request)
     new = destination.with_name(f".{destination.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     try:
         with writing(destination.parent):
             new.mkdir(parents=True)
             shutil.copytree(run.adapter, new / ADAPTER)
-            # names alone: what the user's folders are called is nobody's business
-            names = {k: Path(v).name if v else v for k, v in (("data", run.request.data), ("test", run.request.test))}
-            kept = {k: run.to_dict()[k] for k in KEPT} | {"request": replace(run.request, **names).to_dict()}
+            kept = {k: run.to_dict()[k] for k in KEPT} | {"request": request.to_dict()}
             write(new / RUN, {"command": command, **kept})
             events = [e for e in read_all(run.folder / NAME) if e.get("kind") != "status"]
             (new / NAME).write_text("".join(json.dumps(e, separators=(",", ":")) + "\n" for e in events))

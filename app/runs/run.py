@@ -77,6 +77,11 @@ class RunRequest:
             object.__setattr__(request, f.name, d.get(f.name))
         return request
 
+    def shareable(self) -> RunRequest:
+        """The same with the names of the user's files alone: what their folders are called is nobody's business."""
+        names = {k: Path(v).name if v else v for k, v in (("data", self.data), ("test", self.test))}
+        return RunRequest.stored(self.to_dict() | names)
+
     @property
     def data_name(self) -> str:
         """What is trained on, for people: the task's name, or the file's without its folder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from lora_core.tasks import Task
 
 SCORED_ROWS = 16
+LATER = ("lora_core.files", "lora_core.saving", "lora_core.evaluate", "lora_core.generate", "lora_core.tasks.scores")
 Stop = Callable[[], bool]
 
 
@@ -82,6 +84,8 @@ class _Training:
     def __init__(self, request: RunRequest, folder: Path) -> None:
         import lora_core as lc
 
+        for name in LATER:  # now: an update of LoRA Lab in the midst of a run must not mix two versions of it
+            importlib.import_module(name)
         self.config = lc.TrainConfig.from_dict(request.config)
         spec = lc.LoraSpec.from_dict(request.spec)
         task_of(request, folder)  # a file that cannot be read is told before a model is loaded

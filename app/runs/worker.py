@@ -120,7 +120,6 @@ class Training:
         except BaseException as e:
             log(self.run.folder, traceback.format_exc())
             status, error = "failed", sentence(e, self.run.folder)
-            self.session = None
         self._finish(status, error)
 
     def _train(self, session: OpenSession) -> tuple[Status, str | None]:
@@ -210,7 +209,7 @@ class Training:
             "task": request.data_name,
             "spec": request.spec,
             "config": request.config,
-            "command": command_line(request),
+            "command": command_line(request.shareable()),
             "base_loss": self.values.get("base_loss", self.run.base_loss),
             "loss": self.values.get("loss"),
             "step": self.values.get("step"),
@@ -225,12 +224,20 @@ class Training:
         assert self.session is not None
         (self.run.folder / STOP).unlink(missing_ok=True)  # asked and done; a second one is meant for this
         self._status("scoring", "scoring some held-out examples with and without the adapter")
-        until = time.monotonic() + most_s
+        until, cut = time.monotonic() + most_s, ""
+
+        def stop() -> bool:
+            nonlocal cut
+            cut = "it was stopped" if self._stop() else "it took too long" if time.monotonic() > until else cut
+            return bool(cut)
+
         try:
-            score = self.session.score(lambda: self._stop() or time.monotonic() > until)
+            score = self.session.score(stop)
         except Exception:  # the adapter is trained and kept; a missing score does not make the run a failure
             log(self.run.folder, traceback.format_exc())
-            score = None
+            score, cut = None, "it failed; log.txt in the run's folder says why"
+        if score is None and cut:
+            self._status("unscored", f"the score was left out: {cut}")
         if score is not None:
             self.values["score"] = score
             self._append({"kind": "score", **score})
