@@ -62,18 +62,21 @@ class Guard:
         if refused := self._refusal(scope["method"], headers):
             await answer(send, *refused)
             return
-        count, started = 0, False
+        count, large, started = 0, False, False
 
         async def counted() -> Message:
-            nonlocal count
+            nonlocal count, large
             message = await receive()
             count += len(message.get("body", b""))
             if count > BODY and scope["path"] != OWN_LIMIT:
+                large = True
                 raise TooLarge
             return message
 
         async def labelled(message: Message) -> None:
             nonlocal started
+            if large:  # what the app makes of the broken-off request is not its answer
+                return
             if message["type"] == "http.response.start":
                 started = True
                 known = {k for k, _ in message.get("headers", ())}

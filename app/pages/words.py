@@ -43,6 +43,7 @@ def short(x: float, digits: int = 3) -> str:
     """At most three digits that say something: 0.00312, 1.67, 14.2, 5,342."""
     if x == 0 or not math.isfinite(x):
         return f"{x:g}"
+    x = float(f"{x:.{digits}g}") if abs(x) < 1000 else x  # 99.96 is 100, not 100.0
     if abs(x) >= 100:
         return f"{x:,.0f}"
     places = max(0, digits - 1 - math.floor(math.log10(abs(x))))

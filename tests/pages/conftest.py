@@ -1,0 +1,55 @@
+"""The fixtures of the page's tests: one folder, one tiny model and one real run of it for each file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.pages.lab import Lab
+from app.pages.session import ModelSession
+from app.pages.uploads import Uploads
+from app.runs.queue import RunQueue
+from app.runs.run import Run
+from app.runs.store import RunStore
+from tests.pages_kit import STAND_IN, client, model_folder, trained
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """LoRA Lab's folder for this file; nothing is read from or left in the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("home")
+        patch.setenv("LORA_LAB_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def model(home: Path) -> str:
+    return model_folder(home)
+
+
+@pytest.fixture(scope="module")
+def store(home: Path) -> RunStore:
+    return RunStore(home, recorded=home / "nothing recorded")
+
+
+@pytest.fixture(scope="module")
+def run(store: RunStore, model: str) -> Run:
+    done = trained(store, model)
+    assert done.status == "done", done.error
+    return done
+
+
+@pytest.fixture(scope="module")
+def lab(store: RunStore) -> Lab:
+    queue = RunQueue(store, command=STAND_IN)
+    return Lab(store=store, queue=queue, session=ModelSession(), uploads=Uploads(store.root.parent))
+
+
+@pytest.fixture(scope="module")
+def page(store: RunStore, run: Run) -> Iterator[TestClient]:
+    with client(store) as found:
+        yield found

@@ -1,0 +1,96 @@
+"""Compare and Spectra without a browser: from a real run of a tiny model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.pages import compare
+from app.pages.lab import Lab
+from app.runs.run import Run
+from lora_core.errors import UserError
+from tests.pages_kit import ask
+
+
+# ---- spectra
+def test_the_map_and_one_matrix_agree_with_the_library(page: TestClient, run: Run) -> None:
+    from lora_core.files import read_adapter
+    from lora_core.spectra import spectra
+
+    assert run.adapter is not None
+    found = spectra(read_adapter(run.adapter))
+    heat = ask(page, "heat", run=run.id)
+    key = "model.layers.1.self_attn.v_proj"
+    assert heat["measures"]["norm"]["values"]["v"][1] == pytest.approx(found[key].norm, abs=1e-4)
+    assert heat["measures"]["stable_rank"]["values"]["v"][1] == pytest.approx(found[key].stable_rank, abs=1e-3)
+    one = ask(page, "spectrum", run=run.id, m="layers.1.v")
+    assert one["path"] == key and one["sigma"] == pytest.approx(found[key].singular_values)
+    norms = [sum(row[i] ** 2 for row in one["rows"][1:]) for i in (1, 2)]
+    assert norms[0] == pytest.approx(norms[1])  # the random update has the same norm
+    assert one["rows"][-1][3:] == pytest.approx([1.0, 1.0]) and one["say"]
+    assert ask(page, "spectrum", run=run.id, m="1.v")["sigma"] == one["sigma"]
+
+
+@pytest.mark.parametrize(
+    ("m", "words"),
+    [
+        ("layers.1.k", "was frozen"),
+        ("layers.9.v", "was frozen"),
+        ("", "names no matrix"),
+        ("layers.v", "names no matrix"),
+    ],
+)
+def test_matrices_without_a_spectrum(page: TestClient, run: Run, m: str, words: str) -> None:
+    assert words in ask(page, "spectrum", run=run.id, m=m)["error"]
+
+
+# ---- compare
+def test_both_texts_are_written_and_the_newest_question_wins(lab: Lab, run: Run) -> None:
+    states = list(compare.stream(lab, {"run": run.id, "prompt": "a fine film", "page": "p", "seq": 1}))
+    last = states[-1]
+    assert last["done"] and last["seq"] == 1 and "error" not in last and isinstance(last["tokens"], list)
+    assert all(set(t) == {"t", "d", "p", "base", "adapted"} for t in last["tokens"])
+    compare.TICKETS.take("p", 5)
+    assert not any(s.get("done") for s in compare.stream(lab, {"run": run.id, "prompt": "x", "page": "p", "seq": 2}))
+
+
+def test_nothing_kept_is_the_base_and_all_kept_is_the_adapter(lab: Lab, run: Run) -> None:
+    none = list(compare.stream(lab, {"run": run.id, "prompt": "a fine film", "k": 0, "page": "q", "seq": 1}))[-1]
+    assert none["base"] == none["adapted"] and none["tokens"] == []
+    assert compare.loss_at(lab, {"run": run.id, "k": 0})["loss"] == pytest.approx(run.base_loss, abs=1e-4)
+    assert compare.loss_at(lab, {"run": run.id, "k": 4})["loss"] == pytest.approx(run.loss, abs=1e-4)
+    with lab.session.model(run.request.model) as loaded:
+        assert run.adapter is not None
+        assert lab.session.adapter(loaded, run.id, run.adapter, 2) == f"run-{run.id}-k2"
+
+
+def test_few_adapters_stay_attached(lab: Lab, run: Run) -> None:
+    import lora_core as lc
+    from app.pages.session import ATTACHED
+
+    assert run.adapter is not None
+    with lab.session.model(run.request.model) as loaded:
+        for id in range(1000, 1000 + ATTACHED + 2):
+            name = lab.session.adapter(loaded, id, run.adapter)
+        assert len(loaded.attached) == ATTACHED and lc.get_adapter(loaded.model, name).name == name
+        with pytest.raises(UserError):
+            lc.get_adapter(loaded.model, "run-1000")
+
+
+@pytest.mark.parametrize(("asked", "words"), [
+    ({"prompt": ""}, "write a prompt"),
+    ({"prompt": "x" * 30_000}, "at most"),
+    ({"prompt": "x", "run": 999}, "no run"),
+    ({"prompt": "x", "run": None}, "is no run"),
+])  # fmt: skip
+def test_questions_that_cannot_be_answered(lab: Lab, run: Run, asked: dict[str, Any], words: str) -> None:
+    last = list(compare.stream(lab, {"run": run.id, "page": "e", "seq": 1, **asked}))[-1]
+    assert last["done"] and words in last["error"]
+
+
+def test_what_compare_opens_with(page: TestClient, run: Run) -> None:
+    a = ask(page, "compare", run=run.id)
+    assert a["ready"] and a["rank"] == 4 and a["loss"]["adapted"] == run.loss and len(a["examples"]) == 12
+    assert a["examples"][0]["reference"]
