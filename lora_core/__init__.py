@@ -23,7 +23,7 @@ _HOME = {
     "lora_core.home": ("home",),
     "lora_core.spec": ("LoraSpec",),
     "lora_core.models": ("load_model", "registry"),
-    "lora_core.sites": ("Site", "find_sites", "layer_shapes", "select"),
+    "lora_core.sites": ("Site", "find_sites", "layer_shapes", "listing", "select"),
     "lora_core.adapter": ("Adapter", "attach", "get_adapter", "load_adapter", "rows", "switch"),
     "lora_core.combine": ("combine", "drift", "subtract_add"),
     "lora_core.delta": ("Delta",),
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from lora_core.generate import Generation, generate
     from lora_core.home import home
     from lora_core.models import load_model, registry
-    from lora_core.sites import Site, find_sites, layer_shapes, select
+    from lora_core.sites import Site, find_sites, layer_shapes, listing, select
     from lora_core.spec import LoraSpec
     from lora_core.spectra import Spectrum, same_norm_random, spectra
     from lora_core.subspace import amplification, geodesic_distance, phi, projection_distance

@@ -151,6 +151,40 @@ FAMILIES: dict[str, Table] = {
 }  # fmt: skip
 
 
+# What the matrices of an architecture outside the table are usually called; by the last part of the path.
+USUAL: dict[str, tuple[str, ...]] = {
+    "q": ("q_proj", "query", "q_lin", "query_proj", "wq", "to_q", "q"),
+    "k": ("k_proj", "key", "k_lin", "key_proj", "wk", "to_k", "k"),
+    "v": ("v_proj", "value", "v_lin", "value_proj", "wv", "to_v", "v"),
+    "o": ("o_proj", "out_proj", "out_lin", "wo", "to_out", "dense", "o"),
+    "gate": ("gate_proj", "wi_0"),
+    "up": ("up_proj", "fc1", "fc_in", "c_fc", "lin1", "dense_h_to_4h", "wi", "wi_1"),
+    "down": ("down_proj", "fc2", "fc_out", "c_proj", "lin2", "dense_4h_to_h", "wo"),
+}
+
+
+def inspect(paths: list[str]) -> dict[str, str]:
+    """{path: target} for the matrices at these paths, by their names and their neighbours.
+
+    Attention needs q, k and v side by side, and o beside them; an MLP needs up and down side by side. So a module that
+    is merely called out_proj is nothing, and what cannot be placed is left out.
+    """
+    blocks: dict[str, dict[str, str]] = {}
+    for path in paths:
+        parent, _, name = path.rpartition(".")
+        if re.search(r"(^|\.)\d+(\.|$)", parent):  # only what is repeated, layer by layer
+            blocks.setdefault(parent, {})[name] = path
+    found: dict[str, str] = {}
+    for block in blocks.values():
+        named = {t: [block[n] for n in names if n in block] for t, names in USUAL.items()}
+        attention = all(named[t] for t in "qkv")
+        mlp = not attention and all(named[t] for t in ("up", "down"))
+        for t in ("q", "k", "v", "o") if attention else ("gate", "up", "down") if mlp else ():
+            if len(named[t]) == 1:
+                found[named[t][0]] = t
+    return found
+
+
 def pattern(path: str) -> re.Pattern[str]:
     """A path of the table as a regular expression over module paths, with the layer as its group."""
     text = re.escape(path).replace(r"\{i\}", r"(\d+)").replace(r"\{n\}", r"\d+")

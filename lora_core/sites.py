@@ -8,6 +8,7 @@ interleaved by head, so a Site carries an index, and a plain slice is the fast c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lora_core.errors import UserError, nearest, unknown
-from lora_core.families import FAMILIES, STAGES, TARGETS, TITLES, Layout, guess, pattern
+from lora_core.families import FAMILIES, STAGES, TARGETS, TITLES, Layout, guess, inspect, pattern
 from lora_core.spec import LoraSpec
 
 Rows = slice | torch.Tensor | None  # None: all rows of the weight
@@ -78,10 +79,13 @@ def weight_shape(module: nn.Module | None) -> tuple[int, int, bool] | None:
 def find_sites(model: nn.Module) -> list[Site]:
     """Every matrix of the model that has a logical name, in the order of the layers.
 
-    An architecture that the table does not know has none; its modules can still be named by their path in a LoraSpec.
+    An architecture that the table does not know is mapped by inspecting its modules' names; `listing` shows what was
+    found, and every other matrix can be named by its path in a LoraSpec.
     """
     config = getattr(model, "config", None)
-    table = FAMILIES.get(getattr(config, "model_type", ""), {})
+    table = FAMILIES.get(getattr(config, "model_type", ""))
+    if table is None:
+        return _inspected(model)
     patterns = [(target, pattern(path), order) for target, places in table.items() for path, order in places]
     found: list[Site] = []
     for path, module in model.named_modules():
@@ -103,6 +107,33 @@ def find_sites(model: nn.Module) -> list[Site]:
                               transposed=transposed))  # fmt: skip
     found.sort(key=lambda s: (s.layer or 0, TARGETS.index(s.target)))
     return found
+
+
+def _inspected(model: nn.Module) -> list[Site]:
+    targets = inspect([p for p, m in model.named_modules() if weight_shape(m) and ".lora." not in p])
+    found = []
+    for path, target in targets.items():
+        shape = weight_shape(model.get_submodule(path))
+        layer = re.search(r"(?:^|\.)(\d+)\.", path)
+        assert shape is not None and layer is not None
+        out, in_, transposed = shape
+        found.append(
+            Site(path=path, key=path, target=target, layer=int(layer[1]), out=out, in_=in_, transposed=transposed)
+        )
+    return sorted(found, key=lambda s: (s.layer or 0, TARGETS.index(s.target)))
+
+
+def listing(model: nn.Module, spec: LoraSpec | None = None) -> str:
+    """A dry run, as a table: what a spec would adapt, or without one every matrix by its name, and what has no name."""
+    sites = select(model, spec) if spec else find_sites(model)
+    lines = [
+        f"{s.target:6} layer {'-' if s.layer is None else s.layer:>3}  {s.out:>6} × {s.in_:<6} {s.key}" for s in sites
+    ]
+    if spec is None:
+        named = {s.path for s in sites}
+        rest = [p for p, m in model.named_modules() if weight_shape(m) and p not in named and ".lora." not in p]
+        lines += [f"{'-':6} by its path alone            {p}" for p in rest]
+    return "\n".join(lines)
 
 
 def path_site(model: nn.Module, path: str) -> Site:

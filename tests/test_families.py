@@ -133,3 +133,32 @@ def test_names_of_a_stored_adapter_are_guessed_without_its_model() -> None:
         for s in lc.find_sites(make(name)):
             target, layer = guess(s.path)
             assert layer == s.layer and (s.target in target if s.layout else target == s.target), (name, s.path, target)
+
+
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n not in FUSED and not n.startswith(("t5", "bert", "roberta"))])
+def test_an_architecture_outside_the_table_is_mapped_by_its_names(name: str) -> None:
+    model = make(name)
+    known = {s.path: (s.target, s.layer) for s in lc.find_sites(model)}
+    model.config.model_type = "unheard-of"
+    guessed = {s.path: (s.target, s.layer) for s in lc.find_sites(model)}
+    assert guessed.items() <= known.items(), "nothing is placed wrongly"
+    if name not in ("electra", "deberta-v2", "albert", "phi3"):  # whose o or MLP stand apart from their neighbours
+        assert guessed.keys() == known.keys()
+    adapter = filled(lc.attach(model, lc.LoraSpec(targets=("q", "v"), rank=2)))
+    changed = out(model)
+    adapter.merge()
+    torch.testing.assert_close(out(model), changed, rtol=0, atol=1e-10)
+
+
+def test_what_is_no_attention_gets_no_names_but_paths_work() -> None:
+    import transformers
+
+    config = transformers.MambaConfig(vocab_size=200, hidden_size=32, num_hidden_layers=2, state_size=4)
+    model: Any = transformers.AutoModelForCausalLM.from_config(config).double().eval()
+    assert lc.find_sites(model) == []
+    with pytest.raises(lc.UserError, match="give module paths instead"):
+        lc.attach(model, lc.LoraSpec())
+    path = "backbone.layers.0.mixer.out_proj"
+    assert path in lc.listing(model)
+    filled(lc.attach(model, lc.LoraSpec(targets=(path,), rank=2)))
+    assert lc.listing(model, lc.LoraSpec(targets=(path,), rank=2)).endswith(path)
