@@ -43,10 +43,12 @@ def train(
     layers: Layers = "all",
     scaling: Scaling = "alpha/r",
     init: Init = "gaussian",
+    train_A: Annotated[bool, typer.Option("--train-a/--freeze-a", help="Train A too, or B alone (LoRA-FA).")] = True,
     dropout: Dropout = 0.0,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 60,
     batch_size: Annotated[int, typer.Option(help="Rows in a forward pass.")] = 8,
     lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1e-3,
+    lr_ratio: Annotated[float, typer.Option(help="The rate of B is this many times that of A (LoRA+).")] = 1.0,
     schedule: Annotated[str, typer.Option(help="linear or cosine to 0 after the warm-up, or constant.")] = "linear",
     warmup: Annotated[float, typer.Option(help="Share of the steps in which the rate rises.")] = 0.05,
     weight_decay: Annotated[float, typer.Option(help="Of AdamW, on A and B.")] = 0.0,
@@ -66,7 +68,7 @@ def train(
     json: Json = False,
 ) -> Result:
     """Fine-tune: an adapter in PEFT's format. Ctrl-C ends it after the current step and keeps the adapter."""
-    spec = spec_of(targets, rank, alpha, layers, scaling, init, dropout)
+    spec = spec_of(targets, rank, alpha, layers, scaling, init, dropout, train_A)
     if task == "list":
         return tasks(json)
     from app.runs.run import RunRequest
@@ -87,8 +89,8 @@ def train(
     from lora_core import TrainConfig
 
     options: dict[str, Any] = {"schedule": schedule}
-    config = TrainConfig(steps=steps, batch_size=batch_size, lr=lr, warmup=warmup, weight_decay=weight_decay, clip=clip,
-                         accumulate=accumulate, seed=seed, eval_rows=eval_rows, eval_every=eval_every,
+    config = TrainConfig(steps=steps, batch_size=batch_size, lr=lr, lr_ratio=lr_ratio, warmup=warmup,
+                         weight_decay=weight_decay, clip=clip, accumulate=accumulate, seed=seed, eval_rows=eval_rows, eval_every=eval_every,
                          max_tokens=max_tokens, norms_every=norms_every, checkpoint_every=checkpoint_every, dtype=dtype,
                          device=device, **options)  # fmt: skip
     from app.runs.store import RunStore
