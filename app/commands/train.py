@@ -89,10 +89,10 @@ def train(
     from lora_core import TrainConfig
 
     options: dict[str, Any] = {"schedule": schedule}
-    config = TrainConfig(steps=steps, batch_size=batch_size, lr=lr, lr_ratio=lr_ratio, warmup=warmup,
-                         weight_decay=weight_decay, clip=clip, accumulate=accumulate, seed=seed, eval_rows=eval_rows, eval_every=eval_every,
-                         max_tokens=max_tokens, norms_every=norms_every, checkpoint_every=checkpoint_every, dtype=dtype,
-                         device=device, **options)  # fmt: skip
+    config = TrainConfig(steps=steps, batch_size=batch_size, lr=lr, lr_ratio=lr_ratio, warmup=warmup, clip=clip,
+                         weight_decay=weight_decay, accumulate=accumulate, seed=seed, eval_rows=eval_rows,
+                         eval_every=eval_every, max_tokens=max_tokens, norms_every=norms_every,
+                         checkpoint_every=checkpoint_every, dtype=dtype, device=device, **options)  # fmt: skip
     from app.runs.store import RunStore
 
     store = RunStore()
