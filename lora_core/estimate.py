@@ -83,13 +83,13 @@ def seconds_per_flop(model: nn.Module) -> float:
     return _factor(model) / machine.gemm_rate(dtype, place)
 
 
-def learn(model: nn.Module, foretold_s: float, came_s: float) -> None:
-    """Correct this machine's factor by a run of some steps: what was foretold for them, and what came."""
-    if foretold_s <= 0 or came_s <= 0:
+def learn(model: nn.Module, spec: LoraSpec, *, steps: int, tokens: int, train_s: float) -> None:
+    """Correct this machine's factor by a run: `steps` steps of `tokens` tokens in all took `train_s` seconds."""
+    if steps < 3 or tokens <= 0 or train_s <= 0:
         return
-    known = _read()
-    key = _key(model)
-    new = _factor(model) * min(20.0, max(0.05, came_s / foretold_s))
+    foretold_s = steps * seconds_per_step(model, spec, tokens=max(1, tokens // steps))
+    known, key = _read(), _key(model)
+    new = _factor(model) * min(20.0, max(0.05, train_s / foretold_s))
     known[key] = 0.3 * known[key] + 0.7 * new if key in known else new
     with contextlib.suppress(OSError, ValueError):  # a read-only cache costs the correction, nothing else
         write_json(home() / "speed.json", known)
@@ -102,7 +102,8 @@ def _factor(model: nn.Module) -> float:
 
 def _read() -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
-        return dict(read_json(home() / "speed.json") or {})
+        known = read_json(home() / "speed.json")
+        return known if isinstance(known, dict) else {}
     return {}
 
 

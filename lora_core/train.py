@@ -284,6 +284,8 @@ def train(
             if stop is not None and stop() and step < config.steps:
                 reason, message = "stopped", f"stopped after step {step} of {config.steps}; the adapter is kept"
                 break
+        if file and reason == "stopped":  # to go on from this very step
+            save_checkpoint(file, adapter, optimizer, config, step, tokens, train_s, base_loss)
         if reason == "stopped" and step not in config.eval_steps:
             held_loss = mean_loss(objective, held)
             yield event("held", held_loss=held_loss)

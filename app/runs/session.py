@@ -96,10 +96,16 @@ class _Training:
 
     def train(self, stop: Stop) -> Iterator[dict[str, Any]]:
         import lora_core as lc
+        from lora_core.estimate import learn
 
         more: dict[str, Any] = {"tokenizer": self.tokenizer, "stop": stop, "checkpoint": self.checkpoint}
+        first: lc.TrainEvent | None = None
         for event in lc.train(self.adapter, self.task, self.config, **more):
+            first = first or event
             yield event.to_dict()
+            if event.kind == "end":  # what this run took makes the next estimate better
+                learn(self.model, self.adapter.spec, steps=event.step - first.step, tokens=event.tokens - first.tokens,
+                      train_s=event.train_s - first.train_s)  # fmt: skip
 
     def save(self, folder: Path, info: Mapping[str, Any]) -> None:
         name = getattr(getattr(self.model, "lora_lab", None), "name", None)

@@ -1,0 +1,71 @@
+"""The time of a run, foretold: it follows the work, and it learns from what came."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny
+from tokenizer_fixture import tiny_tokenizer
+
+import lora_core as lc
+from lora_core import estimate as est
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LORA_LAB_HOME", str(tmp_path))
+    monkeypatch.setattr("lora_core.machine.gemm_rate", lambda *_: 1e9)
+    return tmp_path
+
+
+def test_it_follows_the_work() -> None:
+    model, spec = tiny("llama"), lc.LoraSpec(rank=4)
+    one = est.seconds_per_step(model, spec, tokens=500)
+    flops = lc.budget(model, spec, tokens=500).step_flops
+    assert one == pytest.approx(est.OVERHEAD * flops / 1e9)
+    assert est.seconds_per_step(model, spec, tokens=1000, labelled=500) == pytest.approx(2 * one)
+    upper = lc.LoraSpec(rank=4, layers=(1,))
+    assert est.seconds_per_step(model, upper, tokens=500) < one, "nothing flows back below the lowest adapted layer"
+    assert est.seconds_per_step(model, lc.LoraSpec(rank=16), tokens=500) > one
+
+
+def test_a_run_is_steps_and_measurements() -> None:
+    model, task = tiny("llama"), lc.load_task("pirate", train=40, test=12)
+    config = lc.TrainConfig(steps=10, batch_size=4, eval_rows=8)
+    e = est.estimate(model, lc.LoraSpec(rank=4), task, config, tiny_tokenizer())
+    assert e.total_s == pytest.approx(10 * e.step_s + e.evals * e.eval_s)
+    assert e.evals == len(config.eval_steps) + 1 and 0 < e.labelled < e.tokens
+    double = est.estimate(
+        model, lc.LoraSpec(rank=4), task, lc.TrainConfig(steps=10, batch_size=8, eval_rows=8), tiny_tokenizer()
+    )
+    assert double.step_s == pytest.approx(2 * e.step_s, rel=0.01)
+    assert est.estimate(model, lc.LoraSpec(), task, lc.TrainConfig(eval_rows=0), tiny_tokenizer()).evals == 0
+
+
+def test_it_learns_from_what_came_and_keeps_it_by_dtype(home: Path) -> None:
+    model, spec = tiny("llama"), lc.LoraSpec(rank=4)
+    before = est.seconds_per_step(model, spec, tokens=500)
+    est.learn(model, spec, steps=10, tokens=5000, train_s=30 * before)  # three times slower than foretold
+    assert est.seconds_per_step(model, spec, tokens=500) == pytest.approx(3 * before)
+    assert (home / "speed.json").exists()
+    est.learn(model, spec, steps=10, tokens=5000, train_s=30 * before)
+    assert est.seconds_per_step(model, spec, tokens=500) == pytest.approx(3 * before), "right already: nothing moves"
+    other = tiny("llama", dtype=torch.bfloat16)
+    assert est.seconds_per_step(other, spec, tokens=500) == pytest.approx(before), "another dtype has its own factor"
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"x": "y"}', '{"k": null}'])
+def test_a_damaged_memory_is_forgotten(home: Path, text: str) -> None:
+    model, spec = tiny("llama"), lc.LoraSpec(rank=4)
+    before = est.seconds_per_step(model, spec, tokens=500)
+    (home / "speed.json").write_text(text)
+    assert est.seconds_per_step(model, spec, tokens=500) == before
+    est.learn(model, spec, steps=10, tokens=5000, train_s=20 * before)
+    assert est.seconds_per_step(model, spec, tokens=500) == pytest.approx(2 * before)
+
+
+def test_too_short_a_run_teaches_nothing(home: Path) -> None:
+    est.learn(tiny("llama"), lc.LoraSpec(), steps=2, tokens=100, train_s=1.0)
+    assert not (home / "speed.json").exists()
