@@ -141,7 +141,14 @@ def view(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     answer["figure"] = figures.loss(events, ghosts=names, revision=str(run.id))
     answer["rows"] = table(events)
     answer["warm"] = warm(norms, [e for _, e in names])
-    answer["sentence"] = "" if run.live else words.training(run)
+    if run.live:
+        trained = figures.smooth(
+            [e["loss"] for e in events if e.get("kind") == "step" and figures.finite(e.get("loss"))]
+        )
+        recent = trained[-1] if trained else None
+        answer["sentence"] = words.under_way(answer["step"], run.steps, recent, run.base_loss) if recent else ""
+    else:
+        answer["sentence"] = words.training(run)
     answer["beside"] = words.beside(run, behind[0], title(behind[0])) if behind else ""
     return answer
 

@@ -81,6 +81,12 @@ def training(run: Run) -> str:
     return f"{first} took the held-out loss from {run.base_loss:.2f} to {run.loss:.2f}: {effect}."
 
 
+def under_way(step: int, steps: int, recent: float, base: float | None) -> str:
+    """Where a run is, by the smoothed loss of its last steps."""
+    text = f"After {step:,} of {steps:,} steps the training loss is about {recent:.2f}"
+    return text + (f"; the base model has {base:.2f} on held-out rows." if base is not None else ".")
+
+
 def growth(values: Mapping[str, Sequence[float | None]]) -> str:
     """Where an update has grown, by the strip of the layers."""
     cells = [(v, name, layer) for name, row in values.items() for layer, v in enumerate(row) if v is not None]

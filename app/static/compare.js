@@ -79,14 +79,13 @@ export function compare(root, {send}) {
   /* ---- asking */
   async function ask() {
     if (!info?.ready || !state.run && state.run !== 0) return;
-    const mine = ++seq;
-    go.disabled = true;
+    const mine = ++seq, was = shown;
     fault.textContent = "";
-    try { await get("ping"); } catch { go.disabled = false; return; }       // away: the frame says so
-    if (mine !== seq) return;
     before = shown?.done ? shown : before;
     shown = {base: "", adapted: "", tokens: null, k: full() ? null : +dial.value, done: false};
     paint();
+    try { await get("ping"); } catch { if (mine === seq) { shown = was; paint(); } return; }     // away: the frame says so
+    if (mine !== seq) return;
     send({run: state.run, prompt: prompt.value, k: shown.k, page: PAGE, seq}, "submit");
   }
   dial.oninput = () => { k.textContent = dial.value; losses(); clearTimeout(timer); timer = setTimeout(ask, 150); };
