@@ -154,7 +154,8 @@ class Difference:
 
 LABELS = {
     **{"model": "model", "data": "data", "test": "held-out file", "template": "template", "targets": "matrices"},
-    **{"rank": "r", "alpha": "α", "layers": "layers", "scaling": "scaling", "init": "initial A", "dropout": "dropout"},
+    **{"rank": "r", "alpha": "α", "layers": "layers", "scaling": "scaling", "init": "start", "train_A": "A is trained"},
+    **{"dropout": "dropout", "lr_ratio": "B's rate over A's"},
     **{"rank_pattern": "ranks by matrix", "alpha_pattern": "α by matrix", "steps": "steps", "batch_size": "batch"},
     **{"lr": "learning rate", "schedule": "schedule", "warmup": "warm-up", "weight_decay": "weight decay"},
     **{"clip": "clipping", "accumulate": "accumulation", "seed": "seed", "max_tokens": "longest row"},
@@ -198,7 +199,7 @@ def difference_sentence(run: Run | RunRequest, other: Run | RunRequest) -> str:
 USUAL = {
     **{"layers": "all", "scaling": "alpha/r", "init": "gaussian", "dropout": 0.0, "schedule": "linear", "warmup": 0.05},
     **{"weight_decay": 0.0, "clip": 1.0, "accumulate": 1, "eval_rows": 64, "eval_every": 0, "max_tokens": 256},
-    **{"dtype": "auto", "device": "auto", "template": None, "title": None, "test": None},
+    **{"lr_ratio": 1.0, "dtype": "auto", "device": "auto", "template": None, "title": None, "test": None},
 }
 
 
@@ -213,7 +214,8 @@ def command_line(request: RunRequest, out: str = "DIR") -> str:
     words |= {"template": request.template, "title": request.title, "out": out}
     parts = [f"--{k.replace('_', '-')} {shlex.quote(f'{v:g}' if isinstance(v, float) else str(v))}"
              for k, v in words.items() if v is not None and v != USUAL.get(k)]  # fmt: skip
-    return " ".join(["lora-lab train", *parts])
+    frozen = [] if s.get("train_A", True) else ["--freeze-a"]
+    return " ".join(["lora-lab train", *parts, *frozen])
 
 
 def _words(name: str, value: Any) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import resource
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +131,8 @@ class _Training:
         return {"name": self.task.score_name, "base": values[None], "adapted": values["run"], "rows": len(rows)}
 
     def facts(self) -> dict[str, Any]:
+        from lora_core.machine import peak_bytes
+
         weight = next(p for p in self.model.parameters() if not p.requires_grad)
         return {
             "dtype": str(weight.dtype).removeprefix("torch."),
@@ -140,13 +140,3 @@ class _Training:
             "peak_bytes": peak_bytes(weight.device.type),
             "trainable": sum(p.numel() for p in self.adapter.parameters()),
         }
-
-
-def peak_bytes(device: str = "cpu") -> int:
-    """The most memory that this process has held so far: the GPU's when it trains there, else its resident set."""
-    if device == "cuda":
-        import torch
-
-        return int(torch.cuda.max_memory_allocated())
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
