@@ -9,7 +9,7 @@ PYTHON  ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 
              $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 INSTALL  = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup dev run models browser test test-all bench lint
+.PHONY: help setup dev run models browser test test-all bench lint docs
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make test      the tests (at most 15 minutes on two cores); make test-all: the slow ones too"
 	@echo "make lint      ruff and pyright"
 	@echo "make bench     measurements, one JSON line each"
+	@echo "make docs      docs/api.md from the docstrings"
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "LoRA Lab needs Python 3.11 or newer; none was found (make PYTHON=/path/to/python)"; exit 1; }
@@ -63,3 +64,6 @@ bench: dev models
 lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+docs: dev
+	$(BIN)/python scripts/api_page.py

@@ -1,0 +1,26 @@
+"""The pages under docs/ say what the code says."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import lora_core as lc
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_api_page_is_the_docstrings() -> None:
+    made = runpy.run_path(str(ROOT / "scripts" / "api_page.py"))["page"]()
+    assert (ROOT / "docs" / "api.md").read_text(encoding="utf-8") == made, "run `make docs`"
+
+
+def test_every_public_name_is_explained() -> None:
+    for name in dir(lc):
+        assert (getattr(lc, name).__doc__ or "").strip(), name
+
+
+def test_a_file_that_the_package_imports_first_does_not_hide_its_function() -> None:
+    import lora_core.train  # noqa: F401
+
+    assert callable(lc.train) and lc.train.__module__ == "lora_core.train"
