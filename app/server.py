@@ -47,7 +47,7 @@ def create_app(store: RunStore, queue: RunQueue, *, session: ModelSession | None
     from app.pages import api, page
 
     assets = Assets()
-    session = session or ModelSession(assets.stamp)
+    session = session or ModelSession(assets.stamp, lambda: bool(store.list(1, status=("running",))))
     lab = Lab(store=store, queue=queue, session=session, uploads=Uploads(store.root.parent))
 
     @asynccontextmanager

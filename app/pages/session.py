@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,8 +36,9 @@ class Loaded:
 class ModelSession:
     """One model at a time. `model(name)` is how all work on it is serialised."""
 
-    def __init__(self, stamp: str = "") -> None:
+    def __init__(self, stamp: str = "", training: Callable[[], bool] = lambda: False) -> None:
         self.stamp = stamp  # of this version of the page: facts that another one kept are not used
+        self.training = training  # whether a worker has need of the processors
         self.lock = threading.RLock()
         self.words = threading.Lock()  # a tokenizer is not to be used by two threads at once
         self.loaded: Loaded | None = None
@@ -132,7 +133,16 @@ class ModelSession:
         with self.lock:
             self.load(name)
             assert self.loaded is not None
+            self._share()
             yield self.loaded
+
+    def _share(self) -> None:
+        """All processors, or half of them beside a training: two full sets of threads wait for each other's turns."""
+        import torch
+
+        from lora_core.machine import threads
+
+        torch.set_num_threads(max(1, threads() // 2 if self.training() else threads()))
 
     @contextmanager
     def free_model(self, name: str) -> Iterator[Loaded | None]:

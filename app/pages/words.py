@@ -99,7 +99,8 @@ def growth(values: Mapping[str, Sequence[float | None]]) -> str:
 
 
 def times(x: float) -> str:
-    return f"{x:.2g} times" if x < 10 else f"{x:,.0f} times"
+    """A ratio that can be pictured: 4.3 times, 120 times, more than 10,000 times."""
+    return f"{x:.2g} times" if x < 10 else f"{x:,.0f} times" if x < 10_000 else "more than 10,000 times"
 
 
 def beside(run: Run, other: Run, name: str) -> str:

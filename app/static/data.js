@@ -123,7 +123,7 @@ export function dataRow(root) {
       h("div", {class: "ll-words-list", tabindex: 0, role: "region", "aria-label": "Rows as tokens"},
         h("ol", {class: "dt-rows"}, a.rows.map((r) => h("li", {class: r.cut ? "cut" : null}, h("p", {class: "dt-text"}, r.pieces.map(text)),
           h("p", {class: "ll-note"}, `${r.line ? `line ${r.line}, ` : ""}${r.tokens} tokens${r.cut ? `; longer than ${a.max_tokens}, so it was cut` : ""}`))))),
-      a.notes.length ? h("ul", {class: "dt-notes"}, a.notes.map((n) => h("li", {}, n))) : null,
+      a.notes.length ? h("ul", {class: "dt-notes"}, a.notes.map((n) => h("li", {}, n))) : "",
       h("form", {method: "dialog"}, h("button", {class: "ll-button"}, "Close")));
     sheet.showModal();
   }

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from app.pages import compare
+from app.pages import adapt, compare, spectra, train
 from app.pages.lab import Lab
+from app.runs.queue import RunQueue
+from app.runs.record import record
 from app.runs.run import Run
+from app.runs.store import RunStore
 from lora_core.errors import UserError
-from tests.pages_kit import ask
+from tests.pages_kit import STAND_IN, ask, trained
 
 
 # ---- spectra
@@ -94,3 +98,46 @@ def test_what_compare_opens_with(page: TestClient, run: Run) -> None:
     a = ask(page, "compare", run=run.id)
     assert a["ready"] and a["rank"] == 4 and a["loss"]["adapted"] == run.loss and len(a["examples"]) == 12
     assert a["examples"][0]["reference"]
+
+
+# ---- the recorded run
+@pytest.fixture
+def first_visit(lab: Lab, run: Run, store: RunStore, tmp_path: Path) -> Lab:
+    """A lab without a run of one's own, but with a recorded one."""
+    folder = record(store, run.id, tmp_path / "recorded", examples=2)
+    empty = RunStore(tmp_path / "home", recorded=folder)
+    return Lab(store=empty, queue=RunQueue(empty, command=STAND_IN), session=lab.session, uploads=lab.uploads)
+
+
+def test_the_first_visit_is_not_empty(first_visit: Lab, run: Run) -> None:
+    lab = first_visit
+    boot = adapt.boot(lab, {})
+    assert boot["run"] == 0 and boot["recorded"] and boot["form"]["says"] is None  # the dials are the defaults
+    view = train.view(lab, {"run": "0"})
+    assert view["recorded"] and view["status"] == "done" and view["says"].startswith("recorded run")
+    assert view["figure"]["data"][0]["x"] and view["warm"]["most"] > 0 and view["sentence"]
+    assert train.runs(lab, {})["runs"][0]["name"] == "recorded"
+    opened = compare.opened(lab, {"run": "0"})
+    assert (
+        opened["ready"]
+        and [e["adapted"] is not None and e["tokens"] is not None for e in opened["examples"]] == [True] * 2
+    )
+    heat = spectra.heat(lab, {"run": "0"})
+    assert heat["recorded"] and spectra.one(lab, {"run": "0", "m": heat["first"]})["run"] == 0
+
+
+def test_after_the_first_own_run_the_recorded_one_stands_behind_it(first_visit: Lab, run: Run) -> None:
+    lab = first_visit
+    own = trained(lab.store, run.request.model, config={"steps": 3})
+    assert adapt.boot(lab, {})["run"] == own.id
+    view = train.view(lab, {"run": str(own.id)})
+    assert view["behind"] == [0] and view["beside"].startswith("Behind it: the recorded run, steps 6 instead of 3")
+    other = trained(lab.store, run.request.model, task="pirate", config={"steps": 2})
+    assert train.view(lab, {"run": str(other.id)})["behind"] == []  # a loss on other rows says nothing beside it
+
+
+def test_without_a_recorded_run_the_page_says_what_will_be_here(lab: Lab, tmp_path: Path) -> None:
+    empty = RunStore(tmp_path, recorded=tmp_path / "nothing")
+    lab = Lab(store=empty, queue=RunQueue(empty, command=STAND_IN), session=lab.session, uploads=lab.uploads)
+    boot = adapt.boot(lab, {})
+    assert boot["run"] is None and not boot["recorded"] and train.runs(lab, {})["runs"] == []

@@ -24,6 +24,7 @@ def test_what_a_run_did() -> None:
                     "each held-out token became 4.3 times as likely.")  # fmt: skip
     assert words.training(run(status="stopped", step=1)).startswith("Stopped early, 1 step in")
     assert "2.7 times less likely" in words.training(run(base_loss=2.0, loss=3.0))
+    assert "became more than 10,000 times as likely" in words.training(run(base_loss=14.0, loss=1.0))
     assert "as likely as before" in words.training(run(base_loss=2.0, loss=2.001))
     assert words.training(run(loss=None)) == "" and words.training(run(step=0)) == ""
 
