@@ -114,10 +114,11 @@ def tell(server: Any, address: str, open_browser: bool) -> None:
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens there. Raises UserError when the port is in use or the address is not this machine's."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError, OverflowError):
         raise UserError(f"host '{host}' is no address; 127.0.0.1 is this machine alone") from None
-    found = socket.socket(family, kind)
+    # with its protocol named, asyncio switches Nagle's algorithm off; else every answer waits 40 ms for an ACK
+    found = socket.socket(family, kind, protocol or socket.IPPROTO_TCP)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind(address)

@@ -172,10 +172,10 @@ globalThis.LayerMap = (() => {
       pointed = m;
       const r = state.rank, n = m && r * (m.out + m.in);
       about.textContent = !m ? `h = W0·x + s·B·A·x with s = ${say(scaleOf())}. B stands at the left of its matrix, A lies on top; r is their thickness.`
-        : `${m.name} (${m.title || "matrix"}, ${m.modules ? `${hits(m)} of ${m.modules} in the model` : "one a layer"}) has ${thousands(m.out * m.in)} numbers; B ${m.out}×${r} and A ${r}×${m.in} have ${thousands(n)}` +
+        : `${m.name}${m.title && m.title !== m.name ? ` (${m.title})` : ""}: ${hits(m)} of ${m.modules ?? layers} adapted. W0 ${thousands(m.out * m.in)} numbers; B ${m.out}×${r} and A ${r}×${m.in} ${thousands(n)}` +
           (n < m.out * m.in ? `, ${+(m.out * m.in / n).toPrecision(2)} times fewer.` : ": no saving at this rank.");
     }
-    const hits = (m) => state.targets.includes(m.name) ? Math.round(m.modules * state.layers.length / layers) : 0;
+    const hits = (m) => state.targets.includes(m.name) ? Math.round((m.modules ?? layers) * state.layers.length / layers) : 0;
     const scaleOf = () => state.scaling === "alpha/sqrt(r)" ? state.alpha / Math.sqrt(state.rank) : state.alpha / state.rank;
     const say = (x) => Number.isFinite(x) ? `${+x.toPrecision(3)}` : "–";
 
