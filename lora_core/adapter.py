@@ -123,8 +123,16 @@ class Adapter:
         """Add ΔW to the weights: computed in float32 (float64 for float64 weights) and rounded once (section 4.1).
 
         The weights' own bits are kept aside, so that `unmerge` gives back exactly them. Needs that much memory.
+        Raises UserError on a quantised base.
         """
         self._attached()
+        for path in dict.fromkeys(s.path for s in self.sites.values()):
+            weight = cast(Tensor, self.model.get_submodule(path).weight)
+            if not weight.is_floating_point():
+                raise UserError(
+                    f"{path} is quantised ({weight.dtype}): it cannot take ΔW without being quantised again."
+                    " Merge into the unquantised model, or go on unmerged"
+                )
         if not self.merged:
             self._switch.merged = True
             self._rewrite()
