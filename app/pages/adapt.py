@@ -16,7 +16,7 @@ TASK = "restaurant"
 PREVIEW_ROWS = 8
 # a name of a setting, as error messages begin -> the control that it belongs to
 FIELDS = ("rank", "alpha", "layers", "steps", "batch_size", "lr", "seed", "accumulate", "max_tokens", "eval_rows",
-          "warmup", "weight_decay", "clip", "dropout")  # fmt: skip
+          "warmup", "weight_decay", "clip", "dropout", "lr_ratio")  # fmt: skip
 PRESETS = (
     {"name": "paper", "say": "q and v of every layer at rank 8, as in most of the paper (section 4.2)",
      "spec": {"targets": ["q", "v"], "rank": 8, "layers": "all"}},
@@ -143,6 +143,7 @@ def confirm(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
             if loaded is not None:
                 from lora_core.estimate import estimate
 
+                answer["s_per_flop"] = lab.session.speed()  # every run teaches the next estimate
                 with suppress(UserError), lab.session.words:
                     task = lab.task({"seed": config.seed, **body["data"]})
                     answer["time"] = estimate(loaded.model, spec, task, config, loaded.tokenizer).to_dict()

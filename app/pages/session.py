@@ -118,7 +118,8 @@ class ModelSession:
         return {
             "name": loaded.name,
             **drawing,
-            "coefficients": lc.budget_coefficients(shapes),
+            "coefficients": lc.budget_coefficients(shapes)
+            | {"out": {m["name"]: m["out"] for m in drawing["matrices"]}},
             "s_per_flop": seconds_per_flop(loaded.model),
             "dtype": dtype,
             "device": next(loaded.model.parameters()).device.type,
@@ -190,12 +191,14 @@ class ModelSession:
             oldest, _ = loaded.attached.popitem(last=False)
             lc.get_adapter(loaded.model, oldest).detach()
 
-    def refresh_speed(self) -> None:
-        """After a run: this machine may know better how fast it is."""
+    def speed(self) -> float | None:
+        """Seconds of a floating point operation of the loaded model's training, as far as this machine knows by now."""
         from lora_core.estimate import seconds_per_flop
 
-        if self.loaded is not None and self.loaded.name in self.known:
-            self.known[self.loaded.name]["s_per_flop"] = seconds_per_flop(self.loaded.model)
+        if self.loaded is None:
+            return None
+        found = self.known[self.loaded.name]["s_per_flop"] = seconds_per_flop(self.loaded.model)
+        return found
 
 
 def read_kept(stamp: str) -> dict[str, Any] | None:

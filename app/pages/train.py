@@ -11,6 +11,7 @@ from app.pages.lab import Lab, title
 from app.runs.run import Run, RunRequest, describe
 from lora_core.errors import UserError
 from lora_core.families import TARGETS, guess
+from lora_core.spec import INITS
 
 LISTED = 30
 COOL = 1.0  # ‖ΔW‖ that the strip's ramp reaches at least, so that it starts cool
@@ -26,7 +27,9 @@ MORE = (
     ("config", "clip", "clipping", "longest gradient; 0 for no limit", ()),
     ("config", "dtype", "numbers", "of the frozen model; auto: the faster here", ("auto", "float32", "bfloat16")),
     ("spec", "dropout", "dropout", "share of the inputs of A that are left out at random", ()),
-    ("spec", "init", "initial A", "how A is drawn; gaussian is the paper's", ("gaussian", "kaiming")),
+    ("spec", "init", "start", "how A and B begin; gaussian is the paper's", INITS),
+    ("spec", "train_A", "A is trained", "no: A stays as it was drawn (LoRA-FA)", (True, False)),
+    ("config", "lr_ratio", "B's rate over A's", "1 is the paper's; LoRA+ takes about 16", ()),
 )  # fmt: skip
 
 

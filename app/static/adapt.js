@@ -105,6 +105,7 @@ export function adapt(root) {
         const a = await post("budget", {seq: mine, model: facts.name, spec, config, data, tokens: about?.tokens, labelled: about?.labelled});
         if (mine !== seq) return;
         last = null;
+        if (a.s_per_flop) state.facts.s_per_flop = a.s_per_flop;
         draw(a.budget ?? null, a.time ?? null);
       } catch (error) {
         if (error instanceof Away || mine !== seq) return;
@@ -117,7 +118,7 @@ export function adapt(root) {
   on("facts", build);
   on("about config data", () => { draw(); confirm(100); });
   on("refill", ({facts}) => { if (!facts) build(); });
-  on("back", () => confirm(0));
+  on("back ended", () => confirm(0));
   build();
 }
 const ratio = (x) => x >= 1.5 ? `${x < 10 ? x.toFixed(1) : fmt.int(x)}× smaller` : `${x.toFixed(1)}× the size`;

@@ -5,12 +5,14 @@ export function budgetOf(c, spec, load) {
   const layers = spec.layers === "all" ? c.layers : spec.layers.length;
   const lowest = spec.layers === "all" || !layers ? 0 : Math.min(...spec.layers);
   const matrices = spec.targets.length * layers;
-  const n = spec.rank * layers * spec.targets.reduce((sum, t) => sum + (c.per_rank[t] || 0), 0);
+  const sides = (of) => spec.rank * layers * spec.targets.reduce((sum, t) => sum + (of[t] || 0), 0);
+  const n = sides(spec.train_A === false ? c.out : c.per_rank);                     // a frozen A is not trained…
+  const kept = sides(c.per_rank) * (["pissa", "gradient"].includes(spec.init) ? 2 : 1);   // …but is in the file
   const depth = (c.layers - lowest) / c.layers, {tokens, labelled} = load;
   const logits = labelled * c.logit_bytes;
   return {
     trainable: n, fraction: n / c.total, total: c.total, matrices,
-    file_bytes: n ? c.file_bytes * n + c.header * matrices : 0, full_bytes: c.weights,
+    file_bytes: kept ? c.file_bytes * kept + c.header * matrices : 0, full_bytes: c.weights,
     train_bytes: c.weights + tokens * c.act_per_token * depth + logits + c.state * n,
     full_train_bytes: c.weights + tokens * (c.act_per_token + c.inputs_per_token) + logits + c.full_state * c.total,
     step_flops: 2 * c.body * tokens * (1 + depth) + 4 * c.head * labelled + 6 * n * tokens,

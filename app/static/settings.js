@@ -6,10 +6,10 @@ const MAIN = [["steps", "steps", 1], ["lr", "learning rate", "any"], ["batch_siz
 export function settings(more) {
   const fields = new Map();                                  // name -> {where, node, field}
   const input = (where, name, step, choices) => {
-    const node = choices?.length ? h("select", {class: "ll-field", "data-name": name}, choices.map((c) => h("option", {value: c}, c)))
+    const node = choices?.length ? h("select", {class: "ll-field", "data-name": name}, choices.map((c) => h("option", {value: JSON.stringify(c)}, c === true ? "yes" : c === false ? "no" : c)))
       : h("input", {class: "ll-field", type: "number", step, min: 0, inputmode: step === 1 ? "numeric" : "decimal", "data-name": name});
     node.addEventListener("input", () => {
-      const value = node.tagName === "SELECT" ? node.value : node.value === "" || !Number.isFinite(+node.value) ? null : +node.value;
+      const value = node.tagName === "SELECT" ? JSON.parse(node.value) : node.value === "" || !Number.isFinite(+node.value) ? null : +node.value;
       if (value === null) return;
       state[where] = {...state[where], [name]: value};
       emit(where, true);
@@ -27,7 +27,8 @@ export function settings(more) {
   function fill() {
     for (const [name, {where, node}] of fields) {
       const value = state[where]?.[name];
-      if (node !== document.activeElement && value != null && !same(String(value), node.value)) node.value = value;
+      const text = node.tagName === "SELECT" ? JSON.stringify(value) : value;
+      if (node !== document.activeElement && value != null && !same(String(text), node.value)) node.value = text;
     }
   }
   /* A mark at the control that a fault is about; gives whether it is one of these. */

@@ -107,9 +107,10 @@ def test_the_page_and_python_count_alike(open_page: Callable[..., Page]) -> None
         const from = (name) => import(main.replace('main.js', name));
         const {budgetOf, loadOf, timeOf} = await from('budget.js'), {post} = await from('core.js');
         const {facts, config, about} = LoraLab.state, {tokens, labelled} = about;
-        const mine = budgetOf(facts.coefficients, spec, loadOf(about, config));
         const asked = {model: facts.name, spec, config, data: {task: about.name}, tokens, labelled};
         const answer = await post('budget', asked);
+        facts.s_per_flop = answer.s_per_flop ?? facts.s_per_flop;
+        const mine = budgetOf(facts.coefficients, spec, loadOf(about, config));
         return {mine, theirs: answer.budget, time: timeOf(facts, mine, about, config), estimate: answer.time};
     }"""
     upper = list(range(10, 30))
@@ -117,6 +118,7 @@ def test_the_page_and_python_count_alike(open_page: Callable[..., Page]) -> None
         {"targets": ["q", "v"], "rank": 8, "layers": "all"},
         {"targets": ["down"], "rank": 3, "layers": [12, 29]},
         {"targets": ["q", "k", "v", "o", "gate", "up", "down"], "rank": 64, "layers": upper},
+        {"targets": ["q"], "rank": 8, "layers": "all", "train_A": False, "init": "pissa"},
     ):
         both = page.evaluate(script, {**spec, "alpha": 16})
         mine, theirs = both["mine"], both["theirs"]
