@@ -86,7 +86,8 @@ def loss(events: Sequence[Event], *, ghosts: Sequence[tuple[str, Sequence[Event]
         annotations.append(label(x[-1], y[-1], text, xanchor="right", yshift=-14, size=14))
     if held and held[-1][0] > 0:
         x, y = held[-1]
-        annotations.append(label(x, y, f"<b>{y:.2f}</b>", yshift=21, size=17, color=WARM,
+        below = bool(line) and line[-1] > y  # not onto the smoothed line
+        annotations.append(label(x, y, f"<b>{y:.2f}</b>", yshift=-20 if below else 21, size=17, color=WARM,
                                  xanchor="right" if x > 0.9 * steps else "center"))  # fmt: skip
     return {
         "data": data,
@@ -132,9 +133,8 @@ def spectrum(sigma: Sequence[float], energy: Sequence[float], random: Sequence[f
                     "line": {"color": WARM_FILL, "width": 1.5}},
          "hovertemplate": hover("ΔW", "first %{x}: %{y:.0f} % of Σσ²")},
     ]  # fmt: skip
-    at = min(n - 1, math.ceil(0.55 * n))
     annotations = [
-        label(n, random[at], "random, same norm", xanchor="right", yshift=15, size=14),
+        label(n, random[0], "random, same norm", xanchor="right", yshift=13, size=14),
         label(1, sigma[0], "<b>ΔW</b>", xanchor="left", xshift=12, color=WARM),
         label(n, 90, "90 %", yref="y2", xanchor="right", yshift=-11, size=14),
     ] if n else []  # fmt: skip
@@ -204,7 +204,7 @@ def span(values: Sequence[float], base: float | None = None) -> list[float]:
     low, high = (min(values), max(values)) if values else (0.0, 4.0)
     low = min(low, 0.55 * base) if base is not None else low
     pad = max(0.09 * (high - low), 0.05)
-    return [max(0.0, low - pad), high + 1.4 * pad]
+    return [max(0.0, low - 1.6 * pad), high + 1.4 * pad]
 
 
 def tick(n: int) -> int:

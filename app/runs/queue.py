@@ -174,4 +174,3 @@ def how_it_died(code: int | None, kills: int = 0) -> tuple[Status, str]:
     if code is not None and code > 0:
         return "failed", f"its process ended with status {code}; log.txt in its folder says why"
     return "interrupted", "its process ended before the run did: it was killed, or the machine was switched off"
-

@@ -127,7 +127,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """"run 14", or the title that the user gave."""
+        """ "run 14", or the title that the user gave."""
         return self.request.title or ("recorded run" if self.recorded else f"run {self.id}")
 
     @property
@@ -190,7 +190,7 @@ def difference(run: Run | RunRequest, other: Run | RunRequest) -> list[Differenc
 
 
 def difference_sentence(run: Run | RunRequest, other: Run | RunRequest) -> str:
-    """"r 8 instead of 4, steps 60 instead of 30"; "the same settings" when nothing differs."""
+    """ "r 8 instead of 4, steps 60 instead of 30"; "the same settings" when nothing differs."""
     found = difference(run, other)
     return ", ".join(f"{d.label} {d.this} instead of {d.other}" for d in found) or "the same settings"
 

@@ -43,7 +43,14 @@ export function adapt(root) {
   }
   function build() {
     const {facts} = state;
-    if (!facts) { holder.replaceChildren(h("p", {class: "ll-note"}, "Pick a model above; its matrices will be drawn here.")); go.disabled = true; return; }
+    root.classList.toggle("no-model", !facts);
+    if (!facts) {
+      title.textContent = "No model yet";
+      holder.replaceChildren(h("p", {class: "ll-note"}, "Pick a model above; its matrices will be drawn here."));
+      go.textContent = "Go to training";
+      go.disabled = true;
+      return;
+    }
     const names = facts.matrices.map((m) => m.name), kept = state.spec.targets.filter((t) => names.includes(t));
     state.spec.targets = kept.length ? kept : names.filter((t) => ["q", "v"].includes(t)).slice(0, 2);
     if (state.spec.layers !== "all") {

@@ -1,5 +1,5 @@
 /* The row above the drawing: which model, which task or file; and what is trained on, token by token. */
-import {Away, Refused, emit, fmt, get, h, on, state, upload} from "./core.js";
+import {Away, Refused, copy, emit, fmt, get, h, on, state, upload} from "./core.js";
 
 export function dataRow(root) {
   const models = h("select", {class: "ll-field"}), tasks = h("select", {class: "ll-field"});
@@ -34,13 +34,13 @@ export function dataRow(root) {
       const facts = await get("model", {name});
       if (mine !== loading) return;
       state.facts = facts;
+      if (!state.spec.targets) [state.spec, state.config] = [copy(facts.spec), copy(facts.config)];   // the first model
       other.hidden = true;
       emit("facts");
       about();
     } catch (error) {
       if (!(error instanceof Refused || error instanceof Away)) throw error;
-      say(fault, error.message);
-      emit("about", state.about);
+      refused(error);
     } finally { models.disabled = false; listModels(); }
   }
   models.onchange = () => {
@@ -79,8 +79,7 @@ export function dataRow(root) {
       await choose({file: id, name});
     } catch (error) {
       if (!(error instanceof Refused || error instanceof Away)) throw error;
-      say(fault, error.message);
-      emit("about", state.about);
+      refused(error);
     } finally { file.value = ""; }
   }
   file.onchange = () => take(file.files[0]);
@@ -102,7 +101,7 @@ export function dataRow(root) {
       return true;
     } catch (error) {
       if (!(error instanceof Refused || error instanceof Away)) throw error;
-      if (mine === asking) { say(fault, error.message); emit("about", state.about); }
+      if (mine === asking) refused(error);
       return false;
     }
   }
@@ -129,6 +128,11 @@ export function dataRow(root) {
   }
 
   const say = (node, text) => { node.textContent = text; };
+  function refused(error) {                                   // away: the frame says so
+    say(fault, error instanceof Away ? "" : error.message);
+    emit("about", state.about);
+  }
+  on("back", () => { if (!state.about) about(); });
   on("refill", ({facts, fault: why}) => {
     if (facts) { state.facts = facts; emit("facts"); }
     say(fault, why || "");

@@ -75,7 +75,7 @@ export function spectra(root) {
     let r;
     try { r = await ask(m); } catch (error) {
       if (!(error instanceof Refused || error instanceof Away)) throw error;
-      if (mine === picking) fault.textContent = error.message;
+      if (mine === picking && error instanceof Refused) fault.textContent = error.message;   // away: the frame says so
       return;
     }
     if (mine !== picking || !heat || r.run !== heat.run) return;

@@ -44,6 +44,7 @@ export function train(root, {value}) {
   }
   function refused(error) {
     if (!(error instanceof Refused || error instanceof Away)) throw error;
+    if (error instanceof Away) return;                       // the frame says so
     tell(error.message);
     form.blame(error.field);
   }

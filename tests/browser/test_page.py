@@ -166,6 +166,26 @@ def test_a_model_that_is_none_is_told_and_the_old_one_stays(open_page: Callable[
     assert page.locator("#model-picker select").input_value() == "smollm2-135m"
 
 
+def test_without_the_default_model_another_can_be_picked(open_page: Callable[..., Page], server: Server) -> None:
+    """As on a first start without network: no facts, an empty form, and why."""
+    page = open_page()
+
+    def without(route: Any) -> None:
+        boot = route.fetch().json()
+        boot |= {"facts": None, "fault": "cannot fetch the package", "run": None}
+        boot["form"] |= {"spec": {}, "config": {}}
+        route.fulfill(json=boot)
+
+    page.route("**/lab/api/boot*", without)
+    page.goto(server.url)
+    expect(page.locator("#panel-adapt > .ll-fault")).to_have_text("cannot fetch the package")
+    assert page.locator("#train-button").is_disabled()
+    page.locator("#model-picker select").select_option("smollm2-135m")
+    ready(page)
+    expect(page.locator("#budget .ll-big")).to_have_text("460,800")
+    expect(page.locator("#train-button")).to_be_enabled()
+
+
 def test_a_file_of_ones_own(open_page: Callable[..., Page], tmp_path: Path) -> None:
     page = open_page()
     file = tmp_path / "<b>shapes.txt"
