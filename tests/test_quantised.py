@@ -34,7 +34,7 @@ def test_lora_beside_quantised_weights(kind: str) -> None:
     try:
         with torch.no_grad():
             base = model(ids()).logits
-    except (RuntimeError, NotImplementedError, AttributeError) as e:
+    except (RuntimeError, AttributeError) as e:
         pytest.skip(f"bitsandbytes cannot compute {kind} on this machine: {e}")
     adapter = lc.attach(model, lc.LoraSpec(targets=("q", "v", "down"), rank=4))
     with torch.no_grad():
