@@ -1,9 +1,9 @@
 """The page itself: a Gradio app of five parts, each drawn by a module of app/static into a template that never changes.
 
-Why so (measured in shared notes of the spike, and again here): `gr.Plot` makes its figure anew at each update, and a
-changing template is evaluated as JavaScript, so texts of models and files must not be in one. A part's template is one
-empty element; its module writes into it with textContent. The tabs are the frame's own: Gradio builds a tab's content
-at the first visit, and here every control is there from the start.
+Why so: `gr.Plot` makes its figure anew at each update, and a changing template is evaluated as JavaScript, so texts of
+models and files must not be in one. A part's template is one empty element; its module writes into it with textContent.
+The tabs are the frame's own: Gradio 6.31 builds a tab's content at its first visit (whatever `render_children` says),
+and here every control is there from the start.
 
 Reading and small changes go over the routes in `api`; writing text is Gradio's: a queued event that streams.
 """

@@ -2,7 +2,7 @@
 
 Every test's page fails it on an error in the console, on an exception, and on a request to anywhere but the server.
 Pictures of the page are written to tests/browser/screens, where a person can look at them (LORA_LAB_SCREENS names
-another folder: `LORA_LAB_SCREENS=docs/screens python -m pytest tests/browser` makes those of the README).
+another folder); tests/browser/pictures.py makes those of the README.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 from tests.browser_path import browser_path
 
 ROOT = Path(__file__).parent.parent.parent
 SCREENS = Path(os.environ.get("LORA_LAB_SCREENS") or Path(__file__).parent / "screens").absolute()
-WIDE, NARROW = {"width": 1280, "height": 720}, {"width": 390, "height": 844}
+WIDE: ViewportSize = {"width": 1280, "height": 720}
+NARROW: ViewportSize = {"width": 390, "height": 844}
 SLOW = 240_000  # ms: only something that hangs takes so long
 SMALL = {"steps": 12, "batch_size": 2, "eval_rows": 4, "max_tokens": 64, "seed": 0}
 
@@ -84,18 +85,22 @@ class Server:
         raise AssertionError(f"run {run} does not end: {view['says']}")
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def own_home(folder: Path) -> Path:
+    """A folder for a server: without runs, but with the models that the user has already."""
     from lora_core import embedded
     from lora_core.home import home_path
     from lora_core.models import DEFAULT
 
     embedded.fetch(DEFAULT)
-    home = tmp_path_factory.mktemp("lab")
-    (home / "models").symlink_to(home_path() / "models")
+    (folder / "models").symlink_to(home_path() / "models")
     with suppress(OSError):  # how fast this machine is, so that it is not timed again
-        shutil.copy(home_path() / "machine.json", home)
-    found = Server(home)
+        shutil.copy(home_path() / "machine.json", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    found = Server(own_home(tmp_path_factory.mktemp("lab")))
     found.start()
     yield found
     for run in found.ask("runs")["runs"]:
