@@ -110,7 +110,7 @@ class ModelSession:
 
         dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
         shapes = self.shapes[loaded.name] = empty_model(loaded.model.lora_lab.folder, dtype=dtype)
-        drawing = lc.layer_shapes(shapes)
+        drawing: dict[str, Any] = dict(lc.layer_shapes(shapes))
         if not drawing["matrices"]:
             kind = type(loaded.model).__name__
             raise UserError(f"{kind} is an architecture that this page cannot draw; the command line can adapt its "
