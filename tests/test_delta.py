@@ -96,6 +96,6 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="share r"):
         Delta(torch.zeros(4, 2), torch.zeros(3, 5))
     with pytest.raises(ValueError, match="cannot add"):
-        make(4, 5, 2) + make(5, 4, 2)
+        _ = make(4, 5, 2) + make(5, 4, 2)
     with pytest.raises(ValueError, match="0 or more"):
         make(4, 5, 2).truncate(-1)

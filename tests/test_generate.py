@@ -62,7 +62,8 @@ def test_bad_input() -> None:
     model = tiny("llama")
     for more, says in (
         (dict(prompts=[]), "at least one prompt"), (dict(prompts=[""]), "empty"),
-        (dict(adapters=["x"]), "no adapter 'x'"), (dict(max_new_tokens=0), "max_new_tokens"), (dict(temperature=-1), "temperature"),
+        (dict(adapters=["x"]), "no adapter 'x'"), (dict(max_new_tokens=0), "max_new_tokens"),
+        (dict(temperature=-1), "temperature"),
         (dict(top_p=0), "top_p"), (dict(prompts=["a b c " * 200]), "reads at most 127"),
     ):  # fmt: skip
         with pytest.raises(lc.UserError, match=says):

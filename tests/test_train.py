@@ -202,7 +202,8 @@ def test_schedules() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [dict(steps=0), dict(steps=2.5), dict(steps=True), dict(lr=0), dict(lr=-1), dict(lr=float("nan")),
-     dict(batch_size=0), dict(schedule="step"), dict(warmup=2), dict(seed=-1), dict(max_tokens=1), dict(clip=float("inf"))],
+     dict(batch_size=0), dict(schedule="step"), dict(warmup=2), dict(seed=-1), dict(max_tokens=1),
+     dict(clip=float("inf"))],
 )  # fmt: skip
 def test_settings_that_are_not_possible(wrong: dict[str, Any]) -> None:
     with pytest.raises(lc.UserError):

@@ -139,6 +139,7 @@ def test_other_endings_are_refused(page: TestClient, name: str) -> None:
 
 def test_too_large_a_file_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import asyncio
+    from concurrent.futures import ThreadPoolExecutor
 
     from lora_core.tasks import data_files
 
@@ -149,8 +150,9 @@ def test_too_large_a_file_leaves_nothing_behind(tmp_path: Path, monkeypatch: pyt
         for _ in range(3):
             yield b"x" * 60
 
-    with pytest.raises(UserError, match="larger than"):
-        asyncio.run(uploads.take("rows.txt", chunks()))
+    # In a thread of its own: where browser tests ran before, this one has Playwright's loop.
+    with ThreadPoolExecutor(1) as pool, pytest.raises(UserError, match="larger than"):
+        pool.submit(lambda: asyncio.run(uploads.take("rows.txt", chunks()))).result()
     assert not list(uploads.root.glob("*/*"))
 
 
