@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,16 @@ def test_lora_is_cheaper_and_by_how_much() -> None:
     assert b.train_bytes < b.full_train_bytes / 2 and b.file_bytes < b.full_bytes / 100
     assert b.weight_bytes == b.full_bytes == 134_515_008 * torch.finfo(meta_model(SMOL).dtype).bits // 8  # type: ignore[arg-type]
     assert b.to_dict()["trainable"] == b.trainable
+
+
+def test_the_storage_of_many_tasks() -> None:
+    """More than the model for one task, far less for many: the paper's 354 GB against 35 TB (section 4.2)."""
+    b = lc.budget(meta_model(SMOL), lc.LoraSpec())
+    full, lora = b.storage(1)
+    assert lora > full and b.storage(2)[1] < b.storage(2)[0]
+    gpt3 = replace(b, full_bytes=350 * 10**9, file_bytes=35 * 10**6)
+    assert gpt3.storage(100) == (35_000 * 10**9, 353_500 * 10**6)
+    assert b.flops_per_token * b.tokens == pytest.approx(b.step_flops)
 
 
 def test_a_spec_that_does_not_fit_is_refused() -> None:
