@@ -20,6 +20,7 @@ from lora_core.spec import LoraSpec
 
 FACTOR = 4  # bytes of a factor's number: factors are float32 in memory and on disk
 ADAM = 8  # Adam's two statistics of a trained number, float32
+STREAM = 56  # tokens: what a step costs beside its tokens (reading all weights twice, the optimiser), in tokens' work
 COPY = 4  # train() keeps the factors of the last step whose loss was finite
 
 
@@ -193,7 +194,8 @@ def budget_coefficients(model: nn.Module) -> dict[str, Any]:
 
     With n = rank · Σ per_rank[target] · layers chosen, and m matrices: trainable = n, file_bytes ≈ 4·n + header·m,
     train_bytes = weights + tokens·act_per_token·depth + labelled·logit_bytes + 20·n, where depth is the share of
-    layers at or above the lowest chosen one, and step_flops as `Costs.step_flops`.
+    layers at or above the lowest chosen one, and step_flops as `Costs.step_flops`. A step takes as long as
+    step_flops + 4·body·stream operations (see estimate.py).
     """
     c = _costs(model)
     sites = find_sites(model)
@@ -211,6 +213,7 @@ def budget_coefficients(model: nn.Module) -> dict[str, Any]:
         "state": 2 * FACTOR + ADAM + COPY,
         "full_state": c.width + ADAM + (4 if c.width < 4 else 0),
         "body": c.body,
+        "stream": STREAM,
         "head": c.hidden * c.vocab,
     }
 

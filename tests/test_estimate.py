@@ -24,8 +24,10 @@ def test_it_follows_the_work() -> None:
     model, spec = tiny("llama"), lc.LoraSpec(rank=4)
     one = est.seconds_per_step(model, spec, tokens=500)
     flops = lc.budget(model, spec, tokens=500).step_flops
-    assert one == pytest.approx(est.OVERHEAD * flops / 1e9)
-    assert est.seconds_per_step(model, spec, tokens=1000, labelled=500) == pytest.approx(2 * one)
+    fixed = 4 * sum(s.out * s.in_ for s in lc.find_sites(model)) * est.STREAM
+    assert one == pytest.approx(est.OVERHEAD * (flops + fixed) / 1e9)
+    two = est.seconds_per_step(model, spec, tokens=1000, labelled=500)
+    assert two - one == pytest.approx(est.OVERHEAD * flops / 1e9), "as much again for as many tokens again"
     upper = lc.LoraSpec(rank=4, layers=(1,))
     assert est.seconds_per_step(model, upper, tokens=500) < one, "nothing flows back below the lowest adapted layer"
     assert est.seconds_per_step(model, lc.LoraSpec(rank=16), tokens=500) > one
@@ -40,7 +42,7 @@ def test_a_run_is_steps_and_measurements() -> None:
     double = est.estimate(
         model, lc.LoraSpec(rank=4), task, lc.TrainConfig(steps=10, batch_size=8, eval_rows=8), tiny_tokenizer()
     )
-    assert double.step_s == pytest.approx(2 * e.step_s, rel=0.01)
+    assert 1.1 * e.step_s < double.step_s < 2 * e.step_s and double.eval_s == pytest.approx(e.eval_s, rel=0.01)
     assert est.estimate(model, lc.LoraSpec(), task, lc.TrainConfig(eval_rows=0), tiny_tokenizer()).evals == 0
 
 

@@ -15,6 +15,7 @@ from lora_core.errors import UserError
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A home of its own and nothing remembered."""
     monkeypatch.setenv("LORA_LAB_HOME", str(tmp_path))
+    monkeypatch.setattr(machine, "_busy", lambda: False)
     machine._rates.cache_clear()
     yield tmp_path
     machine._rates.cache_clear()
@@ -29,6 +30,20 @@ def test_rate_is_measured_and_kept(fresh: Path, monkeypatch: pytest.MonkeyPatch)
     machine._rates.cache_clear()
     monkeypatch.setattr(machine, "measure", lambda *_: pytest.fail("measured again"))
     assert machine.gemm_rate("float32", "cpu") == first
+
+
+def test_a_rate_of_a_busy_machine_is_taken_again_and_the_better_one_counts(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = iter([2e9, 1e9, 1e9, 3e9])  # float32 and bfloat16 while busy, then both again
+    monkeypatch.setattr(machine, "measure", lambda *_: next(rates))
+    monkeypatch.setattr(machine, "_busy", lambda: True)
+    assert machine.gemm_rate("float32", "cpu") == 2e9
+    machine._rates.cache_clear()
+    monkeypatch.setattr(machine, "_busy", lambda: False)
+    assert (machine.gemm_rate("float32", "cpu"), machine.gemm_rate("bfloat16", "cpu")) == (2e9, 3e9)
+    machine._rates.cache_clear()
+    assert machine.gemm_rate("float32", "cpu") == 2e9, "quiet the second time: it is kept"
 
 
 def test_other_threads_are_another_machine(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,8 +28,9 @@ export function loadOf(about, config) {
 /* Seconds of a step and of the whole run, as lora_core.estimate has it; null until the machine's speed is known. */
 export function timeOf(facts, budget, about, config) {
   if (!facts?.s_per_flop || !about) return null;
-  const {rows} = loadOf(about, config), step_s = budget.step_flops * facts.s_per_flop;
-  const held = Math.min(about.held_rows, config.eval_rows), eval_s = 0.45 * step_s * held / rows;
+  const {rows} = loadOf(about, config), {body, stream} = facts.coefficients;
+  const step_s = (budget.step_flops + 4 * body * stream) * facts.s_per_flop;
+  const held = Math.min(about.held_rows, config.eval_rows), eval_s = 0.45 * budget.step_flops * facts.s_per_flop * held / rows;
   const every = config.eval_every || Math.max(1, Math.round(config.steps / 3));
   let evals = 2;                                          // of the base, and at the end
   for (let s = every; s < config.steps; s += every) evals += config.steps - s > every / 2;
