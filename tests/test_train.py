@@ -142,8 +142,7 @@ def test_divergence_stops_with_a_reason_and_keeps_the_last_good_factors() -> Non
     a = fresh()
     events = run(a, steps=40, lr=1e6, clip=0.0, schedule="constant", warmup=0.0, eval_rows=0)
     end = events[-1]
-    if end.reason != "diverged":  # a model so small may only saturate: make its loss infinite by hand
-        pytest.fail(f"did not diverge: {end}")
+    assert end.reason == "diverged"
     assert "learning rate" in (end.message or "") and end.step < 40
     assert all(p.isfinite().all() for p in a.parameters())
     assert all(math.isfinite(e.loss) for e in events if e.kind == "step" and e.loss is not None)
