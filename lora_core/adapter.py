@@ -17,39 +17,47 @@ from torch import Tensor, nn
 
 from lora_core.delta import Delta
 from lora_core.errors import UserError, unknown
-from lora_core.layers import Adapted, Factors, Switch, adapt, restore
-from lora_core.sites import Site, select
+from lora_core.layers import Adapted, Copies, Experts, Factors, Part, Switch, adapt, restore
+from lora_core.quantised import Bits, check_merge, is_quantised, keep, loss_of_merge, write
+from lora_core.sites import Site, find_direct, plain_weight, select
 from lora_core.spec import LoraSpec
 from lora_core.starts import initial_A, pissa
 
 
 class Registry:
-    """What a model knows of its adapters: them by name, and which parameters were trainable before the first."""
+    """What a model knows of its adapters: them by name, which parameters were trainable before the first, and the very
+    bits of the parameters that have something merged into them."""
 
     def __init__(self, model: nn.Module) -> None:
         self.adapters: dict[str, Adapter] = {}
         self.trainable = [n for n, p in model.named_parameters() if p.requires_grad]
+        self.kept: dict[nn.Parameter, Tensor | Bits] = {}
 
 
 class Adapter:
     """ΔW = s·B·A for every site of a spec, attached to a model. Made by `attach` and `load_adapter`.
 
-    name   how `switch`, `rows` and `generate` call it
-    sites  the adapted matrices, {key: Site}
-    info   what was stored beside it: model, task, template, recipe, losses
+    name    how `switch`, `rows` and `generate` call it
+    sites   the adapted matrices, {key: Site}
+    copies  what is trained itself (norms, biases, a head), {"module path.parameter": its trained copy}
+    info    what was stored beside it: model, task, template, recipe, losses
     """
 
     def __init__(self, model: nn.Module, spec: LoraSpec, name: str, sites: Sequence[Site]) -> None:
         self.model, self.spec, self.name = model, spec, name
         self.sites = {s.key: s for s in sites}
+        self.copies: dict[str, nn.Parameter] = {}
         self.info: dict[str, Any] = {}
         self._switch = Switch()
         self._factors: dict[str, Factors] = {}
+        self._hosts: dict[str, nn.Module] = {}
 
     def __repr__(self) -> str:
         n = sum(p.numel() for _, p in self.named_parameters())
+        direct = f", {len(self.copies)} trained copies" if self.copies else ""
         return (
-            f"Adapter({self.name!r}, {len(self.sites)} matrices, {n:,} parameters{', merged' if self.merged else ''})"
+            f"Adapter({self.name!r}, {len(self.sites)} matrices{direct}, {n:,} parameters"
+            f"{', merged' if self.merged else ''})"
         )
 
     # ---- what it is made of
@@ -60,21 +68,37 @@ class Adapter:
         return self._factors[key]
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The trainable tensors: A and B of every site (B alone where spec.train_A is False)."""
+        """The trainable tensors: A and B of every site (B alone where spec.train_A is False), and the copies."""
         for _, p in self.named_parameters():
             if p.requires_grad:
                 yield p
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """("{key}.A", A) and ("{key}.B", B) of every site."""
+        """("{key}.A", A) and ("{key}.B", B) of every site, ".m" and ".g" where it has them, and ("path.name", copy)."""
         for key, f in self._factors.items():
-            yield from ((f"{key}.A", f.A), (f"{key}.B", f.B))
+            yield from ((f"{key}.{n}", p) for n, p in (("A", f.A), ("B", f.B), ("m", f.m), ("g", f.g)) if p is not None)
+        yield from self.copies.items()
+
+    def ranks(self) -> dict[str, int]:
+        """{key: directions whose gate is open}: the learned ranks of a spec with a mask, else the ranks."""
+        return {k: f.A.shape[0] if f.g is None else int((f.g != 0).sum()) for k, f in self._factors.items()}
+
+    @torch.no_grad()
+    def shrink(self, lr: float) -> None:
+        """Pull every gate towards 0 by lr·mask, and to exactly 0 if it is nearer: the proximal step of mask·|g|."""
+        for f in self._factors.values():
+            if f.g is not None:
+                f.g.copy_(f.g.sign() * (f.g.abs() - lr * self.spec.mask).clamp_min(0))
 
     def delta(self, key: str) -> Delta:
-        """ΔW (out, in) of one site, as a copy of its factors."""
+        """ΔW (out, in) of one site, as a copy of its factors. DoRA's has full rank: then one factor is ΔW itself."""
         f = self.factors(key)
-        B, A = f.factored()
-        return Delta(B.clone(), A.clone(), f.scaling)
+        if f.m is None:
+            B, A = f.factored()
+            return Delta(B.clone(), A.clone(), f.scaling)
+        whole = f.dense(f.A.dtype, self.W0(key))
+        eye = torch.eye(min(whole.shape), dtype=whole.dtype, device=whole.device)
+        return Delta(eye, whole) if whole.shape[0] <= whole.shape[1] else Delta(whole, eye)
 
     def deltas(self) -> dict[str, Delta]:
         """{key: Delta} of every site, in the order of the layers."""
@@ -83,11 +107,11 @@ class Adapter:
     def W0(self, key: str) -> Tensor:
         """The frozen matrix (out, in) of one site, as it was before any merge."""
         self.factors(key)
-        module, site = self._host(key), self.sites[key]
-        if module.W0 is None:
-            return site.weight(cast(nn.Module, module)).detach().clone()
-        W0 = module.W0.T if site.transposed else module.W0
-        return (W0 if site.rows is None else W0[site.rows]).clone()
+        site = self.sites[key]
+        module = self.model.get_submodule(site.path)
+        kept = book_of(self.model).kept.get(cast(nn.Parameter, module._parameters[site.param]))
+        W = plain_weight(module, site.param) if kept is None else kept.plain if isinstance(kept, Bits) else kept
+        return site.of(W).detach().clone()
 
     # ---- on and off
     @property
@@ -119,23 +143,23 @@ class Adapter:
                 self.merge()
 
     # ---- into the weights and out again
-    def merge(self) -> None:
+    def merge(self, requantise: bool = False) -> dict[str, float]:
         """Add ΔW to the weights: computed in float32 (float64 for float64 weights) and rounded once (section 4.1).
 
         The weights' own bits are kept aside, so that `unmerge` gives back exactly them. Needs that much memory.
-        Raises UserError on a quantised base.
+        A quantised weight must be decoded, changed and quantised again, which loses much of a small ΔW: that is done
+        only with `requantise`, and {site: ‖what is lost‖_F / ‖ΔW‖_F} is returned; {} for other weights.
+        Raises UserError on a quantised base without `requantise`, saying what would be lost, and for a weight that
+        other modules use too, which this adapter does not adapt.
         """
         self._attached()
-        for path in dict.fromkeys(s.path for s in self.sites.values()):
-            weight = cast(Tensor, self.model.get_submodule(path).weight)
-            if not weight.is_floating_point():
-                raise UserError(
-                    f"{path} is quantised ({weight.dtype}): it cannot take ΔW without being quantised again."
-                    " Merge into the unquantised model, or go on unmerged"
-                )
-        if not self.merged:
-            self._switch.merged = True
-            self._rewrite()
+        if self.merged:
+            return {}
+        self._check_tied()
+        check_merge(self, requantise)
+        self._switch.merged = True
+        self._rewrite()
+        return loss_of_merge(self, book_of(self.model).kept)
 
     def unmerge(self) -> None:
         """Take ΔW out of the weights again; with no other adapter merged, they are W0 to the bit."""
@@ -144,42 +168,62 @@ class Adapter:
             self._switch.merged = False
             self._rewrite()
 
+    def weights(self) -> dict[nn.Parameter, nn.Module]:
+        """The parameters that this adapter changes, each with a module that has it."""
+        found: dict[nn.Parameter, nn.Module] = {}
+        for host in self._hosts.values():
+            for p in _parts(host):
+                if p.switch is self._switch:
+                    for name in p.params:
+                        found.setdefault(cast(nn.Parameter, host._parameters[name]), host)
+        return found
+
+    def changes(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """(parameter, what merging adds to it) of every weight that the adapter changes; at least float32."""
+        kept = book_of(self.model).kept
+        for weight, host in self.weights().items():
+            yield weight, _change(weight, host, [self._switch], kept)
+
+    @torch.no_grad()
     def _rewrite(self) -> None:
         """Write W0 + the merged updates into each weight, or the kept bits where none is merged."""
-        for path in dict.fromkeys(s.path for s in self.sites.values()):
-            module = cast(Adapted, self.model.get_submodule(path))
-            weight = cast(nn.Parameter, module.weight)  # pyright: ignore
-            merged = [f for f in cast(Any, module.lora.values()) if f.switch.merged]
-            with torch.no_grad():
-                if module.W0 is None:
-                    module.W0 = weight.detach().clone()
-                if not merged:
-                    weight.copy_(module.W0)
-                    module.W0 = None
-                    continue
-                wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-                W = module.W0.to(weight.device, wide, copy=True)
-                transposed = next(s.transposed for s in self.sites.values() if s.path == path)
-                view = W.T if transposed else W
-                for f in merged:
-                    d = f.dense(wide)
-                    if f.rows is None:
-                        view += d
-                    else:
-                        view[f.rows] += d
-                weight.copy_(W)
+        book = book_of(self.model)
+        merged = [a._switch for a in book.adapters.values() if a.merged]
+        for weight, host in self.weights().items():
+            mine = [p for p in _parts(host) if p.switch in merged]
+            if weight not in book.kept:
+                book.kept[weight] = keep(host) if is_quantised(weight) else weight.detach().clone()
+            kept = book.kept[weight]
+            change = _change(weight, host, merged, book.kept) if mine else None
+            if isinstance(kept, Bits):
+                write(host, kept, change)
+            else:
+                weight.copy_(kept if change is None else wide(kept) + change)
+            if not mine:
+                del book.kept[weight]
+
+    def _check_tied(self) -> None:
+        """A weight that another module uses too must not be changed behind its back."""
+        mine = self.weights()
+        for path, module in self.model.named_modules(remove_duplicate=False):
+            for p in module._parameters.values():
+                if p in mine and not any(module is h for h in self._hosts.values()):
+                    raise UserError(
+                        f"adapter {self.name!r} cannot be merged: {path} shares a weight that it adapts elsewhere (they"
+                        " are tied), and would change with it. Go on unmerged"
+                    )
 
     # ---- attach and detach
     def detach(self) -> None:
         """Take the adapter off the model: the modules, their weights and what was trainable are as before it came."""
         self._attached()
         self.unmerge()
-        for path in dict.fromkeys(s.path for s in self.sites.values()):
-            module = cast(Adapted, self.model.get_submodule(path))
-            for k in [k for k in module.lora if k.startswith(f"{self.name}:")]:
-                del module.lora[k]
-            if not len(module.lora):
-                restore(cast(nn.Module, module))
+        for host in self._hosts.values():
+            store = cast(Adapted, host).lora
+            for k in [k for k in store if k.startswith(f"{self.name}:")]:
+                del store[k]
+            if not len(store):
+                restore(host)
         book = book_of(self.model)
         del book.adapters[self.name]
         if not book.adapters:
@@ -194,12 +238,36 @@ class Adapter:
 
         return save_adapter(self, folder, {**self.info, **(info or {})})
 
-    def _host(self, key: str) -> Adapted:
-        return cast(Adapted, self.model.get_submodule(self.sites[key].path))
-
     def _attached(self) -> None:
         if book_of(self.model).adapters.get(self.name) is not self:
             raise UserError(f"adapter {self.name!r} is not attached to this model any more")
+
+
+def wide(w: Tensor) -> Tensor:
+    """At least float32, in which sums are formed before they are rounded."""
+    return w.to(torch.float64 if w.dtype == torch.float64 else torch.float32)
+
+
+def _parts(host: nn.Module) -> list[Part]:
+    return [cast(Part, p) for p in cast(Adapted, host).lora.values()]
+
+
+def _change(weight: nn.Parameter, host: nn.Module, switches: Sequence[Switch],
+            kept: Mapping[nn.Parameter, Tensor | Bits]) -> Tensor:  # fmt: skip
+    """What the adapters of these switches add to one weight of a host, together."""
+
+    def W0(name: str) -> Tensor:
+        own = kept.get(cast(nn.Parameter, host._parameters[name]))
+        return wide(own.plain if isinstance(own, Bits) else plain_weight(host, name) if own is None else own).detach()
+
+    total: Tensor | None = None
+    for part in _parts(host):
+        if part.switch in switches:
+            for name, change in part.change(host, W0).items():
+                if host._parameters[name] is weight:
+                    total = change if total is None else total + change
+    assert total is not None
+    return total
 
 
 def book_of(model: nn.Module) -> Registry:
@@ -223,9 +291,10 @@ def attach(model: nn.Module, spec: LoraSpec, name: str = "default", *, seed: int
     tensors = {}
     for s in sites:
         rank = spec.rank_of(s.key, s.path, s.target)
-        A = initial_A(spec.init, rank, s.in_, generator)
-        scaling = spec.scale(rank, spec.alpha_of(s.key, s.path, s.target))
-        tensors[s.key] = (A, torch.zeros(s.out, rank), scaling)
+        A, B = initial_A(spec.init, rank, s.in_, generator), torch.zeros(s.out, rank)
+        if s.lookup:  # a column of A is one word's: zero at first, as in the paper's code, and B is random instead
+            A, B = torch.zeros_like(A), B.normal_(generator=generator)
+        tensors[s.key] = (A, B, spec.scale(rank, spec.alpha_of(s.key, s.path, s.target)))
     adapter = put_on(model, spec, name, sites, tensors)
     if spec.init == "pissa":
         pissa(adapter, seed)
@@ -233,32 +302,64 @@ def attach(model: nn.Module, spec: LoraSpec, name: str = "default", *, seed: int
 
 
 def put_on(model: nn.Module, spec: LoraSpec, name: str, sites: Sequence[Site],
-           tensors: Mapping[str, tuple[Tensor, Tensor, float]]) -> Adapter:  # fmt: skip
-    """Attach given factors {key: (A (r, in), B (out, r), s)}; what `attach` and `load_adapter` share."""
+           tensors: Mapping[str, tuple[Tensor, Tensor, float]], magnitudes: Mapping[str, Tensor] | None = None,
+           copies: Mapping[str, Tensor] | None = None) -> Adapter:  # fmt: skip
+    """Attach given factors {key: (A (r, in), B (out, r), s)}; what `attach` and `load_adapter` share.
+
+    magnitudes {key: m (out,)} and copies {"path.name": value} are those of a stored adapter; None for fresh ones.
+    """
     if not re.fullmatch(r"[\w-]{1,100}", name):
         raise UserError(f"{name!r} cannot name an adapter; use letters, digits, - and _")
     book = book_of(model)
     if name in book.adapters:
         raise UserError(f"an adapter named {name!r} is attached already; detach it, or choose another name")
+    direct = find_direct(model, spec)
+    if not sites and not direct:
+        raise UserError("nothing to adapt: the targets name no matrix and no vector of this model")
     for p in model.parameters():
         p.requires_grad_(False)
-    for other in book.adapters.values():
-        for n, p in other.named_parameters():
-            p.requires_grad_(other.spec.train_A or n.endswith(".B"))
     adapter = Adapter(model, spec, name, sites)
+
+    def host(path: str) -> Adapted:
+        return cast(Adapted, adapter._hosts.setdefault(path, adapt(model.get_submodule(path))))
+
     for s in sites:
-        module = adapt(model.get_submodule(s.path))
-        weight = cast(Tensor, module.weight)
+        module = host(s.path)
+        weight = cast(nn.Parameter, cast(nn.Module, module)._parameters[s.param])
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         A, B, scaling = tensors[s.key]
-        f = Factors(
-            A.to(weight.device, dtype), B.to(weight.device, dtype), scaling, s.rows, adapter._switch, spec.dropout
-        )
-        f.to(weight.device).train(module.training)
-        cast(Adapted, module).lora[f"{name}:{s.target.replace('.', '-')}"] = f
-        f.A.requires_grad_(spec.train_A)
+        f = Factors(A.to(weight.device, dtype), B.to(weight.device, dtype), scaling, s.rows, adapter._switch,
+                    spec.dropout, lookup=s.lookup, transposed=s.transposed)  # fmt: skip
+        f.to(weight.device).train(cast(nn.Module, module).training)
+        if spec.dora:
+            given = (magnitudes or {}).get(s.key)
+            W0 = s.of(plain_weight(cast(nn.Module, module), s.param))
+            f.m = nn.Parameter(f.lengths(W0) if given is None else given.to(weight.device, dtype))
+        if spec.mask:
+            f.g = nn.Parameter(torch.ones(f.A.shape[0], dtype=dtype, device=weight.device))
         adapter._factors[s.key] = f
+        if s.expert is None:
+            for path in (s.path, *s.also):
+                host(path).lora[f"{name}:{s.target.replace('.', '-')}"] = f
+            continue
+        key = f"{name}:{s.param}"
+        if key not in module.lora:
+            module.lora[key] = Experts(adapter._switch, s.param)
+        cast(Experts, module.lora[key]).add(f, s)
+    for full, places in direct.items():
+        own = cast(nn.Parameter, model.get_submodule(places[0][0])._parameters[places[0][1]])
+        value = (copies or {}).get(full, own).detach().to(own.device)
+        copy = nn.Parameter(value.to(torch.float64 if own.dtype == torch.float64 else torch.float32, copy=True))
+        adapter.copies[full] = copy
+        for path, param in places:
+            store = host(path).lora
+            if f"{name}:copies" not in store:
+                store[f"{name}:copies"] = Copies(adapter._switch)
+            cast(Copies, store[f"{name}:copies"]).of[param] = copy
     book.adapters[name] = adapter
+    for a in book.adapters.values():
+        for n, p in a.named_parameters():
+            p.requires_grad_(a.spec.train_A or not n.endswith(".A"))
     return adapter
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from lora_core.adapter import Adapter, get_adapter, put_on
+from lora_core.adapter import Adapter, get_adapter, put_on, wide
 from lora_core.delta import Delta
 from lora_core.errors import UserError, unknown
 from lora_core.sites import Site
@@ -92,13 +92,8 @@ def subtract_add(model: nn.Module, old: str | None, new: str | None) -> None:
             raise UserError(f"adapter {name!r} is merged with W0's bits kept; unmerge() it first")
         a.enable(False)
         with torch.no_grad():
-            for key, site in a.sites.items():
-                f, weight = a.factors(key), model.get_submodule(site.path).weight
-                assert isinstance(weight, torch.Tensor)
-                view = weight.T if site.transposed else weight
-                rows = slice(None) if f.rows is None else f.rows
-                wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-                view[rows] = (view[rows].to(wide) + sign * f.dense(wide)).to(weight.dtype)
+            for weight, change in list(a.changes()):
+                weight.copy_(wide(weight) + sign * change)
 
 
 def drift(weight: torch.Tensor, W0: torch.Tensor) -> tuple[float, float]:

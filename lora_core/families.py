@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # matrices of the layers
+ENDS = ("embed", "head")  # matrices around them
+DIRECT = ("norm", "bias")  # vectors that are trained themselves
 TITLES = {"q": "query", "k": "key", "v": "value", "o": "attention output", "gate": "MLP gate", "up": "MLP up",
           "down": "MLP down"}  # fmt: skip
 STAGES = {"q": 0, "k": 0, "v": 0, "o": 1, "gate": 2, "up": 2, "down": 3}
@@ -22,7 +24,7 @@ class Layout(NamedTuple):
     """Which rows of a fused weight (full, in) are one of its matrices.
 
     name    "concat": q, k, v one after the other; "groups": for each key head its query heads, its key, its value;
-            "codegen": four blocks of q, v, k; "halves": gate, then up
+            "codegen": four blocks of q, v, k; "halves": gate, then up; "alternate": gate, up, gate, up, …
     which   q 0, k 1, v 2; gate 0, up 1
     heads   query heads (0 where the weight holds k and v alone); groups: key heads
     full    rows of the whole weight
@@ -39,6 +41,8 @@ class Layout(NamedTuple):
         name, which, heads, groups, full = self
         if name == "halves":
             return slice(which * (full // 2), (which + 1) * (full // 2))
+        if name == "alternate":
+            return np.arange(which, full, 2)
         if name == "codegen":  # (4, [q, v, k], heads/4, head_dim); four is the number of chips it was trained on
             return np.arange(full).reshape(4, 3, full // 12)[:, (0, 2, 1)[which]].reshape(-1)
         size = full // (heads + 2 * groups)  # of a head
@@ -121,6 +125,9 @@ _T5_MLP = {"gate": "DenseReluDense.wi_0", "up": "DenseReluDense.wi_1 DenseReluDe
 FAMILIES: dict[str, Table] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "cohere",
                      "granite", "stablelm"), _LLAMA),
+    "mixtral": _table("layers.{i}", **_QKVO),
+    "qwen2_moe": _both(_LLAMA, _table("layers.{i}.mlp.shared_expert", gate="gate_proj", up="up_proj",
+                                      down="down_proj")),
     "starcoder2": _table("layers.{i}", **_QKVO, up="mlp.c_fc", down="mlp.c_proj"),
     "phi": _table("layers.{i}", **_attention("self_attn", "dense"), up="mlp.fc1", down="mlp.fc2"),
     "opt": _table("layers.{i}", **_attention("self_attn", "out_proj"), up="fc1", down="fc2"),
@@ -194,11 +201,15 @@ def pattern(path: str) -> re.Pattern[str]:
 def guess(path: str) -> tuple[str, int | None]:
     """(logical name, layer) of a module path whose model is not at hand; "qkv" for a fused module.
 
-    A path that no family has keeps its last part as its name.
+    Experts are named with their parameter and number: …experts.gate_up_proj.3 is "gateup". A path that no family has
+    keeps its last part as its name.
     """
+    layer = re.search(r"\.(\d+)\.", path)
+    expert = re.search(r"experts\.(gate_up|up|down)_proj(\.\d+)?$", path)
+    if expert:
+        return expert[1].replace("_", ""), int(layer[1]) if layer else None
     for table in FAMILIES.values():
         hits = [(t, m) for t, places in table.items() for p, _ in places if (m := pattern(p).search(path))]
         if hits:
             return "".join(t for t, _ in hits), int(hits[0][1][1])
-    layer = re.search(r"\.(\d+)\.", path)
     return path.rsplit(".", 1)[-1], int(layer[1]) if layer else None

@@ -21,13 +21,18 @@ class LoraSpec:
 
     Section 4.1 of the paper: h = W0·x + s·B·A·x with A (rank, in), B (out, rank), B = 0 at the start.
 
-    targets  logical names (q k v o gate up down), or module paths of the model
+    targets  logical names, or module paths of the model: q k v o gate up down in the layers, embed and head around
+             them (LoRA too); norm and bias, whose vectors are trained themselves, as BitFit does (arXiv 2106.10199)
     rank     r of every matrix, unless `rank_pattern` names another
     alpha    α; the scaling s is α/r ("alpha/r", the paper) or α/√r ("alpha/sqrt(r)", rsLoRA, arXiv 2312.03732)
     layers   "all", or the indices of the layers to adapt
     init     "gaussian" (the paper: A ~ N(0, 1/in)), "kaiming" (what loralib does: A ~ U(±1/√in)) or "orthogonal", all
              with B = 0; "pissa" (W0's top directions) or "gradient" (the first gradient's); starts.py has the details
     train_A  False leaves A as it began and trains B alone (LoRA-FA, arXiv 2308.03303)
+    dora     W' = m·(W0 + s·B·A)/‖W0 + s·B·A‖ with the norm of each row and m trained (DoRA, arXiv 2402.09353)
+    mask     above 0: ΔW = s·B·diag(g)·A with gates g (rank,), which training pulls to exactly 0 with this strength (as
+             SoRA, arXiv 2311.11696): the rank is learned, and `rank` is the most it can be
+    full     modules trained in full and saved with the adapter, by path; "head" is a classifier's head
     dropout  probability with which an entry of x is dropped on its way through A, while training
     rank_pattern, alpha_pattern  {name: value} that override rank and alpha; a name is a target or a site's key
 
@@ -41,6 +46,9 @@ class LoraSpec:
     scaling: Scaling = "alpha/r"
     init: Literal["gaussian", "kaiming", "orthogonal", "pissa", "gradient"] = "gaussian"
     train_A: bool = True
+    dora: bool = False
+    mask: float = 0.0
+    full: tuple[str, ...] = ()
     dropout: float = 0.0
     rank_pattern: Mapping[str, int] | tuple[tuple[str, int], ...] = ()
     alpha_pattern: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
@@ -57,8 +65,13 @@ class LoraSpec:
             raise unknown("scaling", str(self.scaling), SCALINGS)
         if self.init not in INITS:
             raise unknown("init", str(self.init), INITS)
-        if not isinstance(self.train_A, bool):
-            raise UserError(f"train_A is {self.train_A!r}; it is True or False")
+        for name in ("train_A", "dora"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"{name} is {getattr(self, name)!r}; it is True or False")
+        put("full", _names(self.full) if self.full else ())
+        if isinstance(self.mask, bool) or not isinstance(self.mask, (int, float)) or not 0 <= self.mask < math.inf:
+            raise UserError(f"mask is {self.mask!r}; it is 0 (no gates) or the strength that pulls them to zero")
+        put("mask", float(self.mask))
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout!r}; it is a probability from 0 to below 1")
         put("dropout", float(self.dropout))
@@ -83,7 +96,7 @@ class LoraSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` reads them back."""
         d = asdict(self)
-        d["targets"] = list(self.targets)
+        d["targets"], d["full"] = list(self.targets), list(self.full)
         d["layers"] = "all" if self.layers == "all" else list(self.layers)
         d["rank_pattern"], d["alpha_pattern"] = dict(self.rank_pattern), dict(self.alpha_pattern)
         return d

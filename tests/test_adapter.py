@@ -183,7 +183,7 @@ def test_a_deep_copy_is_a_model_of_its_own() -> None:
     ("spec", "says"),
     [
         (dict(targets=("qproj",)), r"no matrix 'qproj' in LlamaForCausalLM; this model has q k v o gate up down \(did"),
-        (dict(targets=("q", "embed")), "no matrix 'embed'"),
+        (dict(targets=("q", "bias")), "'bias' hits nothing"),
         (dict(targets=("model.layers.0.mlp.gate_prj",)), "did you mean 'model.layers.0.mlp.gate_proj'"),
         (dict(layers=(2,)), "no layer 2 in LlamaForCausalLM; its layers are 0 to 1"),
         (dict(rank=33), r"rank 33 is above the smaller side of .*q_proj \(32×32\)"),

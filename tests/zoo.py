@@ -25,6 +25,10 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": lambda: tr.LlamaConfig(**_L),
     "llama, tied, with biases": lambda: tr.LlamaConfig(
         attention_bias=True, mlp_bias=True, tie_word_embeddings=True, **_L),
+    "mixtral": lambda: tr.MixtralConfig(num_local_experts=3, num_experts_per_tok=2, **_L),
+    "qwen2_moe": lambda: tr.Qwen2MoeConfig(
+        num_experts=3, num_experts_per_tok=2, moe_intermediate_size=24, shared_expert_intermediate_size=40,
+        mlp_only_layers=[1], **_L),
     "mistral, wide heads": lambda: tr.MistralConfig(head_dim=16, **_L),
     "qwen2": lambda: tr.Qwen2Config(**_L),
     "qwen3": lambda: tr.Qwen3Config(head_dim=16, **_L),
@@ -95,6 +99,8 @@ _fuse("codegen", (4, 3, 1, 8), q=(_, 0), k=(_, 2), v=(_, 1))
 def make(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
     """The model in eval mode, with biases that are not zero and eager attention where sdpa is not to be had."""
     config = CONFIGS[name]()
+    if dtype == torch.float64:
+        config._experts_implementation = "eager"  # the grouped product has no float64
     torch.manual_seed(seed)
     kind = tr.AutoModelForCausalLM
     if config.model_type in ("t5", "bart"):
