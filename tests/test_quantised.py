@@ -44,8 +44,78 @@ def test_lora_beside_quantised_weights(kind: str) -> None:
     loss.backward()
     grads = [p.grad for p in adapter.parameters()]
     assert all(g is not None and g.isfinite().all() and g.abs().sum() > 0 for g in grads)
-    with pytest.raises(lc.UserError, match="is quantised"):
-        adapter.merge()
     adapter.detach()
     with torch.no_grad():
         assert torch.equal(model(ids()).logits, base)
+
+
+def codes(model: Any) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters() if ".lora." not in n}
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_merging_into_quantised_weights_says_what_is_lost_and_can_be_undone(kind: str) -> None:
+    model = quantised(kind)
+    try:
+        with torch.no_grad():
+            base = model(ids()).logits
+    except (RuntimeError, AttributeError) as e:
+        pytest.skip(f"bitsandbytes cannot compute {kind} on this machine: {e}")
+    before = codes(model)
+    adapter = filled(lc.attach(model, lc.LoraSpec(targets=("q", "v"), rank=4, alpha=4)), std=0.05)
+    W0, deltas = {k: adapter.W0(k) for k in adapter.sites}, adapter.deltas()
+    with pytest.raises(lc.UserError, match=r"q_proj is quantised: merging would .* and \d+% of ΔW would be lost there"):
+        adapter.merge()
+    assert not adapter.merged and all(torch.equal(v, before[n]) for n, v in codes(model).items())
+    with torch.no_grad():
+        unmerged = model(ids()).logits
+    lost = adapter.merge(requantise=True)
+    assert lost.keys() == {s.path for s in adapter.sites.values()}
+    for key, s in adapter.sites.items():  # measured on what stands in the weights now
+        now = s.weight(model.get_submodule(s.path))
+        delta = deltas[key].dense()
+        assert lost[s.path] == pytest.approx(float((now - W0[key] - delta).norm() / delta.norm()), rel=1e-3)
+        assert 0 < lost[s.path] < 3
+        torch.testing.assert_close(adapter.W0(key), W0[key], rtol=0, atol=0)
+    with torch.no_grad():
+        merged = model(ids()).logits
+    assert (merged - unmerged).norm() < 0.7 * (unmerged - base).norm(), "most of the update is in the weights"
+    adapter.unmerge()
+    with torch.no_grad():
+        assert torch.equal(model(ids()).logits, unmerged)
+    adapter.detach()
+    assert all(torch.equal(v, before[n]) for n, v in codes(model).items())
+    with torch.no_grad():
+        assert torch.equal(model(ids()).logits, base)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_larger_update_loses_less_of_itself(kind: str) -> None:
+    shares = []
+    for std in (0.02, 0.2):
+        model = quantised(kind)
+        adapter = filled(lc.attach(model, lc.LoraSpec(targets=("q",), rank=4, alpha=4)), std=std)
+        shares.append(sum(adapter.merge(requantise=True).values()))
+    assert shares[1] < 0.5 * shares[0]
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_dora_and_pissa_on_quantised_weights_use_their_decoded_numbers(kind: str) -> None:
+    model = quantised(kind)
+    with torch.no_grad():
+        base = model(ids()).logits
+    for setting in ({"dora": True}, {"init": "pissa"}):
+        adapter = lc.attach(model, lc.LoraSpec(targets=("q", "v"), rank=4, **setting))  # type: ignore[arg-type]
+        with torch.no_grad():
+            torch.testing.assert_close(model(ids()).logits, base, rtol=0, atol=1e-5)
+        key = next(iter(adapter.sites))
+        f, W0 = adapter.factors(key), adapter.W0(key)
+        if f.m is not None:
+            torch.testing.assert_close(f.m.detach(), W0.norm(dim=1))
+        else:
+            best = torch.linalg.svdvals(W0)[4:].norm()
+            rest = (W0 - f.scaling * f.B @ f.A).norm()
+            assert rest <= 1.05 * best
+        model(ids()).logits.square().mean().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in adapter.parameters())
+        adapter.detach()
