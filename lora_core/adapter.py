@@ -149,13 +149,14 @@ class Adapter:
         The weights' own bits are kept aside, so that `unmerge` gives back exactly them. Needs that much memory.
         A quantised weight must be decoded, changed and quantised again, which loses much of a small ΔW: that is done
         only with `requantise`, and {site: ‖what is lost‖_F / ‖ΔW‖_F} is returned; {} for other weights.
-        Raises UserError on a quantised base without `requantise`, saying what would be lost, and for a weight that
-        other modules use too, which this adapter does not adapt.
+        Raises UserError on a quantised base without `requantise`, saying what would be lost; for a weight that other
+        modules use too, which this adapter does not adapt; and beside a DoRA adapter of the same matrices.
         """
         self._attached()
         if self.merged:
             return {}
         self._check_tied()
+        self._check_dora()
         check_merge(self, requantise)
         self._switch.merged = True
         self._rewrite()
@@ -212,6 +213,15 @@ class Adapter:
                         f"adapter {self.name!r} cannot be merged: {path} shares a weight that it adapts elsewhere (they"
                         " are tied), and would change with it. Go on unmerged"
                     )
+
+    def _check_dora(self) -> None:
+        """DoRA measures W0 itself, so a weight with something merged into it is not what it was trained beside."""
+        for other in book_of(self.model).adapters.values():
+            if other is not self and (self.spec.dora or other.spec.dora) and {*self.weights()} & {*other.weights()}:
+                raise UserError(
+                    f"adapters {self.name!r} and {other.name!r} are on the same matrices and one of them is DoRA, which"
+                    " measures W0: merging one would change the other. Detach one of them first"
+                )
 
     # ---- attach and detach
     def detach(self) -> None:
@@ -313,6 +323,8 @@ def put_on(model: nn.Module, spec: LoraSpec, name: str, sites: Sequence[Site],
     book = book_of(model)
     if name in book.adapters:
         raise UserError(f"an adapter named {name!r} is attached already; detach it, or choose another name")
+    if spec.dora and book.kept:
+        raise UserError("an adapter is merged into the weights, and DoRA must measure W0: unmerge() it first")
     direct = find_direct(model, spec)
     if not sites and not direct:
         raise UserError("nothing to adapt: the targets name no matrix and no vector of this model")
