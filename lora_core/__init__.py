@@ -32,10 +32,13 @@ _HOME = {
     "lora_core.files": ("Stored", "read_adapter"),
     "lora_core.spectra": ("Spectrum", "same_norm_random", "spectra"),
     "lora_core.subspace": ("amplification", "geodesic_distance", "phi", "projection_distance"),
-    "lora_core.tasks": ("Row", "Task", "load_data", "load_task", "task_names"),
+    "lora_core.tasks": ("Row", "Task", "labels_of", "load_data", "load_task", "task_names"),
+    "lora_core.objective": ("CausalLM", "Objective"),
+    "lora_core.classification": ("Classification",),
+    "lora_core.preference": ("Preference",),
     "lora_core.train": ("TrainConfig", "TrainEvent", "train"),
     "lora_core.generate": ("Generation", "generate"),
-    "lora_core.evaluate": ("Loss", "TokenDiff", "evaluate", "score", "token_differences"),
+    "lora_core.evaluate": ("Loss", "TokenDiff", "evaluate", "measure", "score", "token_differences"),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 __version__ = "0.1.0"
@@ -43,20 +46,23 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lora_core.adapter import Adapter, attach, get_adapter, load_adapter, rows, switch
     from lora_core.budget import Budget, budget, budget_coefficients
+    from lora_core.classification import Classification
     from lora_core.combine import combine, drift, subtract_add
     from lora_core.delta import Delta
     from lora_core.errors import UserError
     from lora_core.estimate import seconds_per_step
-    from lora_core.evaluate import Loss, TokenDiff, evaluate, score, token_differences
+    from lora_core.evaluate import Loss, TokenDiff, evaluate, measure, score, token_differences
     from lora_core.files import Stored, read_adapter
     from lora_core.generate import Generation, generate
     from lora_core.home import home
     from lora_core.models import load_model, registry
+    from lora_core.objective import CausalLM, Objective
+    from lora_core.preference import Preference
     from lora_core.sites import Site, find_sites, layer_shapes, listing, select
     from lora_core.spec import LoraSpec
     from lora_core.spectra import Spectrum, same_norm_random, spectra
     from lora_core.subspace import amplification, geodesic_distance, phi, projection_distance
-    from lora_core.tasks import Row, Task, load_data, load_task, task_names
+    from lora_core.tasks import Row, Task, labels_of, load_data, load_task, task_names
     from lora_core.train import TrainConfig, TrainEvent, train
 
 

@@ -21,6 +21,7 @@ def save_checkpoint(
     adapter: Adapter,
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
+    objective: str,
     step: int,
     tokens: int,
     train_s: float,
@@ -39,14 +40,17 @@ def save_checkpoint(
         if not p.requires_grad:
             tensors[f"{name}|p"] = p
             continue
-        state = optimizer.state[p]
+        tensors[f"{name}|p"] = p.detach()
+        state = optimizer.state.get(p)
+        if not state:  # no gradient has reached it yet
+            continue
         tensors |= {
-            f"{name}|p": p.detach(),
             f"{name}|m": state["exp_avg"],
             f"{name}|v": state["exp_avg_sq"],
             f"{name}|t": torch.as_tensor(state["step"]).reshape(1),
         }
-    meta = {"step": step, "tokens": tokens, "train_s": train_s, "base_loss": base_loss, "config": config.to_dict()}
+    meta = {"step": step, "tokens": tokens, "train_s": train_s, "base_loss": base_loss, "config": config.to_dict(),
+            "objective": objective}  # fmt: skip
     try:
         write(file, save({k: v.contiguous().cpu() for k, v in tensors.items()}, {"state": json.dumps(meta)}))
     except OSError as e:
@@ -54,7 +58,7 @@ def save_checkpoint(
 
 
 def restore_checkpoint(
-    file: Path, adapter: Adapter, optimizer: torch.optim.Optimizer, config: TrainConfig
+    file: Path, adapter: Adapter, optimizer: torch.optim.Optimizer, config: TrainConfig, objective: str
 ) -> tuple[int, int, float, float | None]:
     from safetensors import SafetensorError, safe_open
 
@@ -64,14 +68,13 @@ def restore_checkpoint(
             tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118  (no mapping)
     except (SafetensorError, OSError, KeyError, ValueError) as e:
         raise UserError(f"the checkpoint {file} cannot be read ({e}); delete it to start again") from None
-    same = {
-        k: v for k, v in config.to_dict().items() if k not in ("dtype", "device", "checkpoint_every", "norms_every")
-    }
-    changed = [k for k, v in same.items() if meta["config"].get(k) != v]
+    now = {"objective": objective, **config.to_dict()}
+    then = {"objective": "lm", **type(config)().to_dict(), **meta["config"], **meta}  # of a version with fewer settings
+    free = ("dtype", "device", "checkpoint_every", "norms_every")
+    changed = next((k for k, v in now.items() if k not in free and then[k] != v), None)
     if changed:
         raise UserError(
-            f"the checkpoint {file} was made with another {changed[0]}: "
-            f"{meta['config'].get(changed[0])!r}, not {same[changed[0]]!r}"
+            f"the checkpoint {file} was made with another {changed}: {then[changed]!r}, not {now[changed]!r}"
         )
     with torch.no_grad():
         for key in adapter.sites:
@@ -79,7 +82,7 @@ def restore_checkpoint(
                 adapter.factors(key).anchor(tensors[f"{key}|A0"], tensors[f"{key}|B0"])
         for name, p in adapter.named_parameters():
             p.copy_(tensors[f"{name}|p"])
-            if not p.requires_grad:
+            if f"{name}|t" not in tensors:
                 continue
             optimizer.state[p] = {
                 "step": tensors[f"{name}|t"].reshape(()),

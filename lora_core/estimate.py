@@ -23,6 +23,7 @@ from lora_core.home import home, read_json, write_json
 from lora_core.spec import LoraSpec
 
 if TYPE_CHECKING:
+    from lora_core.objective import Objective
     from lora_core.tasks import Task
     from lora_core.train import TrainConfig
 
@@ -51,28 +52,38 @@ class Estimate:
         return asdict(self)
 
 
-def estimate(model: nn.Module, spec: LoraSpec, task: Task, config: TrainConfig, tokenizer: Any = None) -> Estimate:
-    """How long `train` with these settings takes, from the lengths of the task's rows and this machine's speed."""
+def estimate(model: nn.Module, spec: LoraSpec, task: Task, config: TrainConfig, tokenizer: Any = None,
+             objective: Objective | None = None) -> Estimate:  # fmt: skip
+    """How long `train` with these settings takes, from the lengths of the task's rows and this machine's speed.
+
+    objective  None for a causal language model's
+    """
     from lora_core.evaluate import spread
+    from lora_core.preference import PASSES
     from lora_core.tasks.encode import encode_many
     from lora_core.train import tokenizer_of
 
-    items = encode_many(tokenizer or tokenizer_of(model), spread(task.train, SAMPLE), task.template, config.max_tokens)
+    sample = spread(task.train, SAMPLE)
+    items = (objective.encode(sample) if objective is not None else
+             encode_many(tokenizer or tokenizer_of(model), sample, task.template, config.max_tokens))  # fmt: skip
     tokens, labelled = _mean(items)
     rows = config.batch_size * config.accumulate
     load = {"tokens": round(rows * tokens), "labelled": round(rows * labelled)}
-    step_s = seconds_per_step(model, spec, **load)
+    passes = PASSES if objective is not None and objective.name == "preference" else 1.0
+    step_s = passes * seconds_per_step(model, spec, **load)
     held = min(len(task.test), config.eval_rows)
     # Measuring is a forward pass: less than half of a step's work for each token.
-    eval_s = 0.45 * budget(model, spec, **load).step_flops * seconds_per_flop(model) * held / rows
+    eval_s = passes * 0.45 * budget(model, spec, **load).step_flops * seconds_per_flop(model) * held / rows
     evals = len(config.eval_steps) + 1 if held else 0
     return Estimate(step_s=step_s, eval_s=eval_s, total_s=config.steps * step_s + evals * eval_s, steps=config.steps,
                     evals=evals, tokens=round(rows * tokens), labelled=round(rows * labelled))  # fmt: skip
 
 
 def _mean(items: Sequence[Any]) -> tuple[float, float]:
+    """(tokens, labelled) of a row. A pair has two texts; a text to classify has one label, and no head over words."""
+    texts = [t for e in items for t in ((e.chosen, e.rejected) if hasattr(e, "chosen") else (e,))]
     n = max(1, len(items))
-    return sum(len(e.ids) for e in items) / n, sum(len(e.ids) - e.start for e in items) / n
+    return sum(map(len, texts)) / n, sum(len(t) - t.start if hasattr(t, "start") else 1 for t in texts) / n
 
 
 def seconds_per_step(model: nn.Module, spec: LoraSpec, *, tokens: int, labelled: int | None = None) -> float:

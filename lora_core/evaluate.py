@@ -1,4 +1,4 @@
-"""What an adapter changed: held-out loss, the task's score, and the words whose probability moved."""
+"""What an adapter changed: loss, accuracy and preferences, the task's score, and the words whose probability moved."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lora_core.objective import CausalLM, wide
+from lora_core.objective import CausalLM, Objective, wide
 
 if TYPE_CHECKING:
     from lora_core.tasks import Row, Task
-    from lora_core.tasks.encode import Encoded
+
+ROWS = 16  # in one forward pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,22 +71,54 @@ def only(model: nn.Module, name: str | None) -> Iterator[None]:
 
 
 @torch.no_grad()
-def mean_loss(objective: CausalLM, items: Sequence[Encoded], rows: int = 16) -> float | None:
-    """Mean loss over the labelled tokens of encoded rows; None without rows. Rows of like length go together."""
+def mean_loss(objective: Objective, items: Sequence[Any], rows: int = ROWS) -> float | None:
+    """Mean loss over what encoded rows label; None without rows. Rows of like length go together."""
     if not items:
         return None
+    total, count = 0.0, 0
+    for batch in _batches(objective, items, rows):
+        total += float(objective.loss(batch))
+        count += batch.labelled
+    return total / max(1, count)
+
+
+def _batches(objective: Objective, items: Sequence[Any], rows: int) -> Iterator[Any]:
+    """Batches of items of like length, with the model in evaluation mode while they are used."""
     was = objective.model.training
     objective.model.eval()
     try:
-        total, count = 0.0, 0
-        ordered = sorted(items, key=lambda e: len(e.ids))
+        ordered = sorted(items, key=len)
         for i in range(0, len(ordered), rows):
-            batch = objective.batch(ordered[i : i + rows])
-            total += float(objective.loss(batch))
-            count += batch.labelled
-        return total / max(1, count)
+            yield objective.batch(ordered[i : i + rows])
     finally:
         objective.model.train(was)
+
+
+@torch.no_grad()
+def measure(objective: Objective, rows: Sequence[Row], *, adapters: Sequence[str | None] = (None,),
+            stop: Callable[[], bool] | None = None) -> dict[str | None, dict[str, float]]:  # fmt: skip
+    """{adapter name, or None for the base: {figure: its mean over what the rows label}}.
+
+    The figures are the objective's: "loss" of all three, in nats; "accuracy" of a `Classification`, a share;
+    "preferred" of a `Preference`, the share of pairs where the implied reward β·log(π/π₀) of the better answer is the
+    higher one (a tie counts half, so that the base has 0.5), and "margin", the mean of that difference in nats.
+    stop: asked before every batch; True ends it, with {} for what was not measured to its end.
+    """
+    items = objective.encode(rows)
+    out: dict[str | None, dict[str, float]] = {}
+    for name in adapters:
+        total: dict[str, float] = {}
+        count = 0
+        with only(objective.model, name):
+            for batch in _batches(objective, items, ROWS):
+                if stop is not None and stop():
+                    count = 0
+                    break
+                for figure, value in objective.sums(batch).items():
+                    total[figure] = total.get(figure, 0.0) + value
+                count += batch.labelled
+        out[name] = {figure: value / count for figure, value in total.items()} if count else {}
+    return out
 
 
 def evaluate(model: nn.Module, tokenizer: Any, rows: Sequence[Row], *, template: str = "{prompt} ->",
@@ -93,7 +126,7 @@ def evaluate(model: nn.Module, tokenizer: Any, rows: Sequence[Row], *, template:
     """{adapter name, or None for the base: Loss} over the completions of rows (as in training)."""
     objective = CausalLM(model, tokenizer, template, max_tokens)
     items = objective.encode(rows)
-    labelled = sum(len(e.ids) - e.start for e in items)
+    labelled = sum(len(e) - e.start for e in items)
     out: dict[str | None, Loss] = {}
     for name in adapters:
         with only(model, name):

@@ -6,6 +6,7 @@ already here. torch and transformers are imported when a model is loaded, not be
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -50,6 +51,8 @@ class ModelInfo:
 
     name    by which `load_model` finds it again: a registry name, a hub id, or a folder's absolute path
     folder  where its files are
+    labels  of a model with a classification head: their names, in the order of the logits; else empty
+    drawn   parameters that the files lack and that were drawn at random: a new head's
     """
 
     name: str
@@ -57,6 +60,8 @@ class ModelInfo:
     source: Source
     kind: Kind
     folder: Path
+    labels: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
 
 
 # name: (hub id, parameters, kind, about)
@@ -90,12 +95,15 @@ def registry() -> list[ModelEntry]:
     return entries
 
 
-def load_model(name: str | os.PathLike[str], *, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
+def load_model(name: str | os.PathLike[str], *, device: str = "auto", dtype: str = "auto",
+               labels: Sequence[str] | None = None) -> tuple[Any, Any]:  # fmt: skip
     """(model, tokenizer), ready for inference or for `attach`; notes a ModelInfo as `model.lora_lab`.
 
     name    a name of `registry()`, a local folder (config.json and safetensors), or a hub id "owner/name"
     device  "auto" (cuda, else mps, else cpu) or a device of torch
     dtype   "auto" (what this machine's own timing says is fastest), "float32" or "bfloat16"
+    labels  names of at least two labels: the model then has a classification head for them in place of its own. A head
+            that the files lack is drawn at random, the same bits every time: LoraSpec(full=("head",)) trains it
 
     A causal language model, or for an encoder the bare encoder. Weights in safetensors only; never remote code.
     Raises UserError for a name that is nothing of these, and for a model that cannot be had or read.
@@ -104,12 +112,15 @@ def load_model(name: str | os.PathLike[str], *, device: str = "auto", dtype: str
 
     where = pick_device(device)  # wrong settings are told before anything is fetched
     number = pick_dtype(dtype, where)
+    names = _labels(labels) if labels is not None else ()  # in the order of the logits once the model is there
     folder, known_as, source = find(name)
-    model, tokenizer, kind = load_folder(folder, dtype=number, name=known_as)
+    model, tokenizer, kind, drawn = load_folder(folder, dtype=number, name=known_as, labels=names)
     if where != "cpu":
         model.to(where)
     model.eval()
-    model.lora_lab = ModelInfo(name=known_as, tokenizer=tokenizer, source=source, kind=kind, folder=folder)
+    names = tuple(model.config.id2label[i] for i in range(len(names)))
+    model.lora_lab = ModelInfo(name=known_as, tokenizer=tokenizer, source=source, kind=kind, folder=folder,
+                               labels=names, drawn=drawn)  # fmt: skip
     return model, tokenizer
 
 
@@ -157,25 +168,44 @@ def find(name: str | os.PathLike[str]) -> tuple[Path, str, Source]:
     return hub.download(text, _at_hand()), text, "hub"
 
 
-def load_folder(folder: Path, *, dtype: str, name: str | None = None) -> tuple[Any, Any, Kind]:
-    """(model, tokenizer, kind) from a folder in transformers' format, on the CPU. `name` is for error messages."""
+def kind_of(name: str | os.PathLike[str]) -> Kind:
+    """Whether a model writes text or is an encoder, from its config. Errors as in `load_model`."""
+    folder, known_as, _ = find(name)
+    return _kind(_config(folder, known_as), known_as, classifies=True)
+
+
+def load_folder(
+    folder: Path, *, dtype: str, name: str | None = None, labels: Sequence[str] = ()
+) -> tuple[Any, Any, Kind, tuple[str, ...]]:
+    """(model, tokenizer, kind, parameters drawn at random) from a folder in transformers' format, on the CPU.
+
+    `name` is for error messages; `labels` as in `load_model`.
+    """
     name = name or str(folder)
     config = _config(folder, name)
-    kind = _kind(config, name)
+    kind = _kind(config, name, classifies=bool(labels))
     if fault := hub.missing_weights(folder):
         raise UserError(f"model '{name}' cannot be loaded: {fault}")
     import torch
-    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     from lora_core.quiet import quiet
+    from lora_core.starts import seeded
 
     build: Any = AutoModelForCausalLM if kind == "causal-lm" else AutoModel
-    plain = {"local_files_only": True, "trust_remote_code": False}
+    plain: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    head: dict[str, Any] = {}
+    if labels:
+        build = AutoModelForSequenceClassification
+        own = list(dict(config.get("id2label") or {}).values())
+        labels = own if sorted(own) == sorted(labels) else labels  # a trained head has its labels in its own order
+        head = {"num_labels": len(labels), "id2label": dict(enumerate(labels)),
+                "label2id": {label: i for i, label in enumerate(labels)}}  # fmt: skip
     try:
-        with quiet():
+        with quiet(), seeded(0):
             # "sdpa", torch's fused attention, is transformers' own choice wherever a model's class supports it
             model, report = build.from_pretrained(
-                folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **plain
+                folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **plain, **head
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, **plain)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError) as error:
@@ -184,12 +214,29 @@ def load_folder(folder: Path, *, dtype: str, name: str | None = None) -> tuple[A
         if type(error).__module__.partition(".")[0] in ("safetensors", "safetensors_rust", "builtins", "tokenizers"):
             raise UserError(f"model '{name}' cannot be loaded: {_first_line(error)}") from error
         raise
-    missing = sorted(k for k in report["missing_keys"] if not (kind == "encoder" and k.startswith("pooler.")))
-    if missing:
+    body = f"{model.base_model_prefix}." if labels else ""
+    lacking = sorted(report["missing_keys"])
+    drawn = tuple(k for k in lacking if labels and not k.startswith(body)
+                  or kind == "encoder" and k.startswith(f"{body}pooler."))  # fmt: skip
+    if missing := [k for k in lacking if k not in drawn]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(f"model '{name}' cannot be loaded: its weights lack {missing[0]}{more}")
     _complete(tokenizer, config)
-    return model, tokenizer, kind
+    if labels and model.config.pad_token_id is None:  # a decoder's head reads the last token that is not padding
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer, kind, drawn
+
+
+def _labels(labels: Sequence[str]) -> tuple[str, ...]:
+    """Names of labels, checked."""
+    if isinstance(labels, str) or not all(isinstance(label, str) and label.strip() for label in labels):
+        raise UserError(f'labels are {labels!r}; give their names, as in labels=("negative", "positive")')
+    twice = next((a for a, b in itertools.pairwise(sorted(labels)) if a == b), None)
+    if twice is not None:
+        raise UserError(f"label '{twice}' is given twice; every label has a name of its own")
+    if len(labels) < 2:
+        raise UserError(f"{len(labels)} label{'s' if not labels else ''} given; a classifier needs at least two")
+    return tuple(labels)
 
 
 def _at_hand() -> list[str]:
@@ -211,8 +258,11 @@ def _config(folder: Path, name: str) -> dict[str, Any]:
     return config
 
 
-def _kind(config: dict[str, Any], name: str) -> Kind:
-    """Causal language model or encoder; a UserError for a model that is neither, or that needs its own code."""
+def _kind(config: dict[str, Any], name: str, classifies: bool = False) -> Kind:
+    """Causal language model or encoder; a UserError for a model that is neither, or that needs its own code.
+
+    classifies: its own head does not matter, since it gets one for labels
+    """
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
@@ -229,7 +279,8 @@ def _kind(config: dict[str, Any], name: str) -> Kind:
     names: Sequence[Any] = config.get("architectures") or ()
     if model_type in ENCODERS:
         return "encoder"
-    if model_type in CAUSAL and (not names or any("LM" in str(n) or n == CAUSAL[model_type] for n in names)):
+    writes = not names or any("LM" in str(n) or n == CAUSAL.get(model_type) for n in names)
+    if model_type in CAUSAL and (classifies or writes):
         return "causal-lm"
     what = f" ({names[0]})" if names else ""
     needed = "a causal language model or a BERT-like encoder is needed"

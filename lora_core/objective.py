@@ -1,31 +1,71 @@
 """What training minimises. The loop in train.py does not know: an objective turns rows into batches and batches into
-a sum of losses and a count of tokens (section 2 of the paper: the method is agnostic to the training objective).
+a sum of losses over so many labelled things (section 2 of the paper: the method is agnostic to the training objective).
+
+`CausalLM` is here; classification.py and preference.py hold two more. Anything that has the methods of `Objective`
+can be given to `train`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from lora_core.tasks import Row
-
+from lora_core.errors import UserError, unknown
 from lora_core.tasks.encode import Encoded, encode_many
+
+if TYPE_CHECKING:
+    from lora_core.adapter import Adapter
+    from lora_core.tasks import Row, Task
+    from lora_core.train import TrainConfig
+
+OBJECTIVES = ("lm", "classify", "preference")
+IGNORED = -100  # the label of a token that is not trained
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """ids (rows, time); labels (rows, time) with −100 where nothing is trained; the number of real tokens."""
+    """ids (rows, time); labels, (rows, time) with −100 where nothing is trained, or one of each row (rows,).
+
+    tokens    how many real ones there are, padding not counted
+    labelled  how many things the loss is a sum over: tokens, texts or pairs
+    """
 
     ids: Tensor
     labels: Tensor
     tokens: int
     labelled: int
+
+
+class Objective(Protocol):
+    """What the training loop and `measure` need to know of what is minimised."""
+
+    name: str
+    model: nn.Module
+
+    def check(self, adapter: Adapter) -> None:
+        """Raise UserError if this adapter cannot be trained on it."""
+        ...
+
+    def encode(self, rows: Sequence[Row]) -> Sequence[Any]:
+        """One item a row; len(item) is its length in tokens, by which rows are put together."""
+        ...
+
+    def batch(self, items: Sequence[Any]) -> Batch:
+        """Items on the model's device, as `loss` takes them."""
+        ...
+
+    def loss(self, batch: Any) -> Tensor:
+        """Sum of the losses of the batch's labelled things, in nats, at least float32."""
+        ...
+
+    def sums(self, batch: Any) -> dict[str, float]:
+        """{figure: its sum over the labelled things}, "loss" among them; no gradient is needed."""
+        ...
 
 
 class CausalLM:
@@ -36,6 +76,8 @@ class CausalLM:
     done by calling the model's body and its head apart, and only for models where a probe shows that this is the same.
     """
 
+    name = "lm"
+
     def __init__(self, model: nn.Module, tokenizer: Any, template: str, max_tokens: int = 256) -> None:
         self.model, self.tokenizer, self.template = model, tokenizer, template
         longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
@@ -43,29 +85,48 @@ class CausalLM:
         self.device = next(model.parameters()).device
         self.split = self._splits()
 
+    def check(self, adapter: Adapter) -> None:
+        """UserError for a model that has no head over the vocabulary."""
+        if getattr(self.model, "get_output_embeddings", lambda: None)() is None:
+            raise UserError(
+                f"{type(self.model).__name__} writes no text, so that it cannot be trained to; for a classifier "
+                'load it with load_model(name, labels=("negative", "positive")) and train(…, objective="classify")'
+            )
+
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
         return encode_many(self.tokenizer, rows, self.template, self.max_tokens)
 
     def batch(self, items: Sequence[Encoded]) -> Batch:
         """Rows of one length, the shorter ones filled up on the right."""
-        longest = max(len(e.ids) for e in items)
+        longest = max(map(len, items))
         ids = torch.empty(len(items), longest, dtype=torch.long)
-        labels = torch.full_like(ids, -100)
+        labels = torch.full_like(ids, IGNORED)
         for i, e in enumerate(items):
             n = len(e.ids)
             row = torch.tensor(e.ids)
             ids[i, :n] = row
             ids[i, n:] = row[-1]  # any token will do: nothing attends to it
             labels[i, e.start : n] = row[e.start :]
-        return Batch(ids=ids.to(self.device), labels=labels.to(self.device), tokens=sum(len(e.ids) for e in items),
-                     labelled=int((labels[:, 1:] != -100).sum()))  # fmt: skip
+        return Batch(ids=ids.to(self.device), labels=labels.to(self.device), tokens=sum(map(len, items)),
+                     labelled=int((labels[:, 1:] != IGNORED).sum()))  # fmt: skip
 
     def loss(self, batch: Batch) -> Tensor:
         """Sum of the losses of a batch's labelled tokens, at least float32, nats."""
         targets = batch.labels[:, 1:].reshape(-1)
-        at = (targets != -100).nonzero().squeeze(1)
+        at = (targets != IGNORED).nonzero().squeeze(1)
         logits = self.logits(batch.ids, at)
         return F.cross_entropy(wide(logits), targets[at], reduction="sum")
+
+    def sums(self, batch: Batch) -> dict[str, float]:
+        return {"loss": float(self.loss(batch))}
+
+    def logprobs(self, ids: Tensor, labels: Tensor) -> Tensor:
+        """log p of each row's labelled tokens given what is before them, summed: (rows,), nats, at least float32."""
+        targets = labels[:, 1:]
+        trained = targets != IGNORED
+        logits = self.logits(ids, trained.reshape(-1).nonzero().squeeze(1))
+        each = wide(logits).log_softmax(-1).gather(1, targets[trained][:, None]).squeeze(1)
+        return each.new_zeros(targets.shape).masked_scatter(trained, each).sum(1)
 
     def logits(self, ids: Tensor, at: Tensor) -> Tensor:
         """Logits (len(at), vocabulary) that predict the token after position at[i] of ids[:, :-1], flattened."""
@@ -93,6 +154,42 @@ class CausalLM:
                 return torch.equal(head(self._body(ids)), whole)
         finally:
             self.model.train(was)
+
+
+def is_classifier(model: nn.Module) -> bool:
+    """Whether it is one of transformers' …ForSequenceClassification."""
+    return type(model).__name__.endswith("ForSequenceClassification")
+
+
+def choose(reads_only: bool, rows: Sequence[Row]) -> str:
+    """The objective that fits: "classify" for a model that writes no text, "preference" for rows with a rejected
+    answer, else "lm"."""
+    return "classify" if reads_only else "preference" if any(r.rejected for r in rows) else "lm"
+
+
+def objective_for(
+    wanted: Objective | str | None, adapter: Adapter, task: Task, tokenizer: Any, config: TrainConfig
+) -> Objective:
+    """The objective of that name for an adapter's model and a task; None chooses (see `choose`), an object is kept.
+
+    Raises UserError for an unknown name, and for a task or a model that the objective does not fit.
+    """
+    if wanted is not None and not isinstance(wanted, str):
+        return wanted
+    from lora_core.classification import Classification, labels_for
+    from lora_core.preference import Preference
+
+    model = adapter.model
+    if wanted is None:
+        writes = getattr(model, "get_output_embeddings", lambda: None)() is not None
+        wanted = choose(is_classifier(model) or not writes, task.train)
+    if wanted == "lm":
+        return CausalLM(model, tokenizer, task.template, config.max_tokens)
+    if wanted == "preference":
+        return Preference(adapter, tokenizer, task.template, config.max_tokens, beta=config.beta)
+    if wanted == "classify":
+        return Classification(model, tokenizer, labels_for(model, task), config.max_tokens)
+    raise unknown("objective", wanted, OBJECTIVES)
 
 
 def wide(x: Tensor) -> Tensor:

@@ -9,14 +9,15 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
 from lora_core.checkpoint import restore_checkpoint, save_checkpoint
 from lora_core.errors import UserError, unknown
 from lora_core.evaluate import mean_loss, spread
-from lora_core.objective import CausalLM, endless
+from lora_core.objective import Objective, endless, objective_for
+from lora_core.preference import BETA
 from lora_core.starts import from_gradient
 
 if TYPE_CHECKING:
@@ -35,13 +36,14 @@ class TrainConfig:
     lr            peak learning rate of AdamW; B's is lr_ratio times that (LoRA+, arXiv 2402.12354)
     schedule      "linear" or "cosine" down to 0 after the warm-up, or "constant"
     warmup        share of the steps in which the rate rises from 0
-    weight_decay  of AdamW, on A and B
+    weight_decay  of AdamW, on matrices: A and B, a head's weight; not on vectors
     clip          largest norm of the gradient of all factors together; 0 for no clipping
     seed          draws A, the order of the rows and dropout
     eval_rows     held-out rows that the loss is measured on; eval_every: steps between, 0 for three times in a run
     max_tokens    longest row; longer ones are cut
     norms_every   steps between events that carry ‖ΔW‖ of every matrix; 0 for none but the last
     checkpoint_every  steps between checkpoints, if train() is given a file for them
+    beta          of the preference objective: how dear it is to move away from the model without the adapter
     dtype, device what the model is loaded in by the command line and the page; train() takes the model as it is
     """
 
@@ -60,6 +62,7 @@ class TrainConfig:
     max_tokens: int = 256
     norms_every: int = 2
     checkpoint_every: int = 10
+    beta: float = BETA
     dtype: str = "auto"
     device: str = "auto"
 
@@ -86,10 +89,13 @@ class TrainConfig:
             ("warmup", 0, 1),
             ("weight_decay", 0, 1e3),
             ("clip", 0, 1e9),
+            ("beta", 0, 1e3),
         ):
             real(name, low, high)
         if self.lr == 0:
             raise UserError("lr is 0: nothing would be learnt; try 1e-3")
+        if self.beta == 0:
+            raise UserError(f"beta is 0: no answer would be preferred to another; try {BETA:g}")
         if self.schedule not in SCHEDULES:
             raise unknown("schedule", str(self.schedule), SCHEDULES)
 
@@ -128,8 +134,9 @@ class TrainEvent:
 
     kind          "base": the base model was scored before step 1; "step": an optimiser step; "held": the held-out
                   loss was measured after `step`; "end": the run is over, `reason` says how
-    loss          mean loss of the step's labelled tokens before its update, nats; on "base" and "end" the held-out loss
-    held_loss     mean loss of the held-out rows' labelled tokens, nats
+    loss          mean loss of what the step's rows label (tokens, texts or pairs) before its update, nats; on "base"
+                  and "end" the held-out loss
+    held_loss     the same mean over the held-out rows, nats
     tokens        real tokens trained on so far; tokens_per_s over the last steps
     seconds       since the run began; train_s without the time of measuring; left_s: estimate of what remains
     norms         {key: ‖ΔW‖_F}
@@ -161,6 +168,7 @@ def train(
     task: Task | str,
     config: TrainConfig | None = None,
     *,
+    objective: Objective | str | None = None,
     tokenizer: Any = None,
     stop: Callable[[], bool] | None = None,
     checkpoint: str | Path | None = None,
@@ -168,12 +176,16 @@ def train(
     """Train an attached adapter on a task; an event after every step. The base model stays as it is.
 
     task        a Task, or the name of a built-in one
+    objective   "lm" (the completion's tokens), "classify" (the completion is a label), "preference" (the completion is
+                better than the rejected answer), or an object with the methods of `Objective`; None takes what fits
+                the model and the rows
     tokenizer   the model's; None for the one that `load_model` left with the model
     stop        asked after every step; True ends the run and keeps the adapter
     checkpoint  a file: written every config.checkpoint_every steps, and continued from when it is there
 
     Adam's statistics and the factors are float32. A loss or gradient that is not finite ends the run with reason
-    "diverged" and the factors of the last step whose loss was finite. Raises UserError for a task without rows.
+    "diverged" and the factors of the last step whose loss was finite. Raises UserError for a task without rows, and
+    for an objective that does not fit the model, the rows or the adapter.
     """
     from lora_core.tasks import load_task
 
@@ -184,25 +196,22 @@ def train(
     if not task.train:
         raise UserError(f"task {task.name!r} has no rows to train on")
     model = adapter.model
-    objective = CausalLM(model, tokenizer or tokenizer_of(model), task.template, config.max_tokens)
+    objective = objective_for(objective, adapter, task, tokenizer or tokenizer_of(model), config)
+    objective.check(adapter)
     items = objective.encode(task.train)
     held = objective.encode(spread(task.test, config.eval_rows))
     params = list(adapter.parameters())
-    groups = [{"params": [p for n, p in adapter.named_parameters() if p.requires_grad and n.endswith(f".{part}")],
-               "ratio": ratio} for part, ratio in (("A", 1.0), ("B", config.lr_ratio))]  # fmt: skip
-    optimizer = torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=config.lr, weight_decay=config.weight_decay, fused=_can_fuse(params)
-    )
+    optimizer = torch.optim.AdamW(parameter_groups(adapter, config), lr=config.lr, fused=_can_fuse(params))
     torch.manual_seed(config.seed)  # dropout
-    order = endless([len(e.ids) for e in items], config.batch_size, config.seed)
+    order = endless([len(e) for e in items], config.batch_size, config.seed)
     start, tokens, train_s, base_loss = 0, 0, 0.0, None
     file = Path(checkpoint) if checkpoint else None
     if file and file.exists():
-        start, tokens, train_s, base_loss = restore_checkpoint(file, adapter, optimizer, config)
+        start, tokens, train_s, base_loss = restore_checkpoint(file, adapter, optimizer, config, objective.name)
         for _ in range(start * config.accumulate):
             next(order)
     elif adapter.spec.init == "gradient" and all(adapter.factors(k).untouched for k in adapter.sites):
-        from_gradient(adapter, objective, items[: 4 * config.batch_size], config.seed)
+        from_gradient(adapter, cast(Any, objective), items[: 4 * config.batch_size], config.seed)
     began, before = time.perf_counter(), train_s
     was = model.training, adapter.on
     adapter.enable()
@@ -262,6 +271,7 @@ def train(
                     g.copy_(p)
             optimizer.step()
             optimizer.zero_grad()
+            adapter.shrink(lr)
             tokens += sum(b.tokens for b in batches)
             spent = time.perf_counter() - at
             train_s += spent
@@ -280,12 +290,12 @@ def train(
                     )
                     break
             if file and config.checkpoint_every and step % config.checkpoint_every == 0 and step < config.steps:
-                save_checkpoint(file, adapter, optimizer, config, step, tokens, train_s, base_loss)
+                save_checkpoint(file, adapter, optimizer, config, objective.name, step, tokens, train_s, base_loss)
             if stop is not None and stop() and step < config.steps:
                 reason, message = "stopped", f"stopped after step {step} of {config.steps}; the adapter is kept"
                 break
         if file and reason == "stopped":  # to go on from this very step
-            save_checkpoint(file, adapter, optimizer, config, step, tokens, train_s, base_loss)
+            save_checkpoint(file, adapter, optimizer, config, objective.name, step, tokens, train_s, base_loss)
         if reason == "stopped" and step not in config.eval_steps:
             held_loss = mean_loss(objective, held)
             yield event("held", held_loss=held_loss)
@@ -299,6 +309,17 @@ def train(
             p.grad = None
         model.train(was[0])
         adapter.enable(was[1])
+
+
+def parameter_groups(adapter: Adapter, config: TrainConfig) -> list[dict[str, Any]]:
+    """AdamW's groups: the rate of every B is `lr_ratio` times that of all else; vectors do not decay."""
+    factors = {f"{key}.B" for key in adapter.sites}
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, p in adapter.named_parameters():
+        if p.requires_grad:
+            decay = config.weight_decay if p.ndim > 1 else 0.0
+            groups.setdefault((config.lr_ratio if name in factors else 1.0, decay), []).append(p)
+    return [{"params": ps, "ratio": ratio, "weight_decay": decay} for (ratio, decay), ps in groups.items()]
 
 
 def tokenizer_of(model: Any) -> Any:
@@ -318,14 +339,19 @@ def tokenizer_of(model: Any) -> Any:
 
 @torch.no_grad()
 def update_norms(adapter: Adapter) -> dict[str, float]:
-    """{key: ‖ΔW‖_F} in float32 without forming ΔW: ‖s·B·A‖² = s²·Σ (BᵀB ∘ AAᵀ). Quick enough for every step."""
-    keys = list(adapter.sites)
-    squares = []
-    for key in keys:
+    """{key: ‖ΔW‖_F} in float32 without forming ΔW: ‖s·B·A‖² = s²·Σ (BᵀB ∘ AAᵀ). Quick enough for every step.
+
+    DoRA's ΔW is no such product, and is formed.
+    """
+    found = []
+    for key in adapter.sites:
         f = adapter.factors(key)
+        if f.m is not None:
+            found.append(f.dense(f.A.dtype, adapter.W0(key)).norm())
+            continue
         B, A = f.factored()
-        squares.append(((B.T @ B) * (A @ A.T)).sum().clamp_min(0).sqrt() * abs(f.scaling))
-    return dict(zip(keys, torch.stack(squares).tolist(), strict=True))
+        found.append(((B.T @ B) * (A @ A.T)).sum().clamp_min(0).sqrt() * abs(f.scaling))
+    return dict(zip(adapter.sites, torch.stack(found).tolist() if found else [], strict=True))
 
 
 def _can_fuse(params: list[torch.nn.Parameter]) -> bool:

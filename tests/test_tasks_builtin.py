@@ -1,4 +1,4 @@
-"""The five tasks of our own: the same everywhere, disjoint, diverse, in good English."""
+"""The six tasks of our own: the same everywhere, disjoint, diverse, in good English."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from lora_core.tasks.scores import parse_json
 NAMES = [name for name, _ in task_names()]
 DIGEST = (
     "import hashlib, sys; from lora_core.tasks import load_task; assert 'torch' not in sys.modules;"
-    "[print(n, hashlib.sha256(repr([(r.prompt, r.completion, r.line) for t in [load_task(n, seed=3)]"
+    "[print(n, hashlib.sha256(repr([(r.prompt, r.completion, r.line, r.rejected) for t in [load_task(n, seed=3)]"
     " for r in t.train + t.test]).encode()).hexdigest()) for n in sys.argv[1:]]"
 )
 
 
 def test_the_names() -> None:
-    assert NAMES == ["restaurant", "json", "sentiment", "pirate", "new-language"]
+    assert NAMES == ["restaurant", "json", "sentiment", "pirate", "new-language", "plain"]
     assert all(about.endswith(".") for _, about in task_names())
 
 
@@ -47,7 +47,7 @@ def test_same_rows_in_every_process(hash_seed: str) -> None:
     here = ""
     for name in NAMES:
         task = load_task(name, seed=3)
-        rows = [(r.prompt, r.completion, r.line) for r in task.train + task.test]
+        rows = [(r.prompt, r.completion, r.line, r.rejected) for r in task.train + task.test]
         here += f"{name} {hashlib.sha256(repr(rows).encode()).hexdigest()}\n"
     assert out == here
 
@@ -97,7 +97,7 @@ def test_right_answers_score_full_marks_and_wrong_ones_do_not(name: str) -> None
 @pytest.mark.parametrize("name", NAMES)
 def test_articles_fit_and_no_word_is_doubled(name: str) -> None:
     task = load_task(name, seed=5)
-    texts = [r.prompt for r in task.train] + [r.completion for r in task.train if name in ("restaurant", "pirate")]
+    texts = [r.prompt for r in task.train] + [r.completion for r in task.train if name in ("restaurant", "pirate", "plain")]
     for text in texts:
         for article, word in re.findall(r"\b([Aa]n?) ([a-zA-Z]+)", text):
             assert a(word).split()[0] == article.lower(), text

@@ -14,6 +14,7 @@ from lora_core.errors import UserError
 
 if TYPE_CHECKING:
     from lora_core.adapter import Adapter
+    from lora_core.files import Stored
     from lora_core.models import ModelInfo
     from lora_core.tasks import Row, Task
 
@@ -35,11 +36,14 @@ def compare(
     device: Device = "auto",
     json: Json = False,
 ) -> Result:
-    """Base and adapted text for the same prompts, side by side; greedy unless told otherwise."""
+    """Base and adapted text for the same prompts, side by side, greedy unless told otherwise; a classifier's labels."""
     a, tokenizer = load(adapter, model, dtype, device)
     from lora_core import generate
+    from lora_core.objective import is_classifier
     from lora_core.tasks import prompt_text
 
+    if is_classifier(a.model):
+        return compare_labels(a, tokenizer, prompt, json)
     form = template or template_of(a)
     prompts = [prompt_text(tokenizer, p, form) for p in prompt]
     longest = max_new_tokens or int(dict(a.info.get("suggested") or {}).get("max_new_tokens", 64))
@@ -50,6 +54,25 @@ def compare(
     outputs = [{"prompt": p, "base": b.strip(), "adapted": t.strip()} for p, (b, t) in zip(prompt, texts, strict=True)]
     text = "\n\n".join(f"{o['prompt']}\n  base     {o['base']}\n  adapted  {o['adapted']}" for o in outputs)
     return Result(value={"outputs": outputs, "model": info_of(a).name, "template": form}, text=text, json=json)
+
+
+def compare_labels(a: Adapter, tokenizer: Any, prompts: list[str], json: bool) -> Result:
+    """The label that a classifier gives each prompt, and its probability, without the adapter and with it."""
+    from lora_core import Classification
+    from lora_core.evaluate import only
+
+    settings = dict(a.info.get("config") or {})
+    objective = Classification(a.model, tokenizer, max_tokens=int(settings.get("max_tokens", 256)))
+    sides = []
+    for name in (None, a.name):
+        with only(a.model, name):
+            sides.append(objective.predict(prompts))
+    outputs = [{"prompt": p, "base": b[0], "adapted": t[0], "base_probability": b[1], "adapted_probability": t[1]}
+               for p, b, t in zip(prompts, *sides, strict=True)]  # fmt: skip
+    text = "\n\n".join(f"{o['prompt']}\n  base     {o['base']} ({o['base_probability']:.2f})\n"
+                       f"  adapted  {o['adapted']} ({o['adapted_probability']:.2f})" for o in outputs)  # fmt: skip
+    value = {"outputs": outputs, "model": info_of(a).name, "labels": list(objective.labels)}
+    return Result(value=value, text=text, json=json)
 
 
 def evaluate(
@@ -65,7 +88,8 @@ def evaluate(
     device: Device = "auto",
     json: Json = False,
 ) -> Result:
-    """Held-out loss and the task's score, of the base model and of the adapted one."""
+    """Held-out loss and the task's score, of the base model and of the adapted one; a classifier's accuracy, and of
+    pairs the share where the better answer gained more."""
     if (data is None) == (task is None):
         raise UserError("give either --data FILE or --task NAME: the held-out rows to measure on")
     from lora_core.tasks import load_held_out, load_task
@@ -75,17 +99,34 @@ def evaluate(
     else:
         load_held_out(str(data))
     a, tokenizer = load(adapter, model, dtype, device)
+    from lora_core import Classification, Preference, measure
+    from lora_core.objective import choose, is_classifier
+    from lora_core.preference import BETA
+
     settings = dict(a.info.get("config") or {})
     longest = max_tokens or int(settings.get("max_tokens", 256))
     form = template or (a.info.get("template") or None)
+    classifies = is_classifier(a.model)
     held = (load_task(task, seed=int(settings.get("seed", 0))) if task is not None
-            else load_held_out(str(data), template=form, tokenizer=tokenizer, max_tokens=longest))  # fmt: skip
+            else load_held_out(str(data), template=form, tokenizer=None if classifies else tokenizer,
+                               max_tokens=longest))  # fmt: skip
     for note in held.notes:
         say(note)
     chosen = list(held.test)[:: max(1, len(held.test) // rows)][:rows] if rows else list(held.test)
-    base, adapted = losses(a, tokenizer, chosen, held, longest)
+    name = choose(classifies, held.test)
+    if name == "lm":
+        base, adapted = losses(a, tokenizer, chosen, held, longest)
+        measured = f"{base['tokens']:,} tokens of {len(chosen):,} held-out rows"
+    else:
+        objective = (Classification(a.model, tokenizer, max_tokens=longest) if classifies else
+                     Preference(a, tokenizer, held.template, longest, beta=settings.get("beta", BETA)))  # fmt: skip
+        found = measure(objective, chosen, adapters=[None, a.name])
+        base, adapted = (found[side] | {"rows": len(chosen)} for side in (None, a.name))
+        measured = f"{len(chosen):,} held-out rows"
+    score_rows = 0 if classifies else score_rows
     scored = scores(a, tokenizer, held, score_rows) if score_rows else {}
     value: dict[str, Any] = {
+        "objective": name,
         "base": base | {"score": scored.get(None)},
         "adapted": adapted | {"score": scored.get(a.name)},
         "rows": len(chosen),
@@ -95,9 +136,9 @@ def evaluate(
         "template": held.template,
     }
     lines = [("", "base", "adapted")]
-    lines += [(n, number(base[n]), number(adapted[n])) for n in ("loss", "perplexity")]
+    lines += [(n, number(base[n]), number(adapted[n])) for n in base if n not in ("tokens", "rows")]
     lines += [(n, number(v), number(scored[a.name].get(n))) for n, v in (scored.get(None) or {}).items()]
-    text = f"{table(lines, right=(1, 2))}\n\n{base['tokens']:,} tokens of {len(chosen):,} held-out rows"
+    text = f"{table(lines, right=(1, 2))}\n\n{measured}"
     return Result(value=value, text=text, json=json)
 
 
@@ -114,7 +155,7 @@ def spectra(
     stored = read_adapter(folder)
     matrices = [s.to_dict() for s in of(stored).values()]
     if base is not None:
-        for matrix, more in zip(matrices, beside(folder, base, list(stored.sites)), strict=True):
+        for matrix, more in zip(matrices, beside(folder, base, stored), strict=True):
             matrix |= more
     head = ["matrix", "rank", "norm", "stable rank", "90 % energy", "largest σ"]
     rows = [[m["path"], str(m["rank"]), f"{m['norm']:.4g}", number(m["stable_rank"], 2), str(m["energy_90"]),
@@ -160,7 +201,7 @@ def merge(
         for weights in out.glob("*.safetensors"):  # written through a temporary file, for its owner's eyes alone
             shutil.copymode(out / "config.json", weights)
     a.unmerge()
-    written, _, _ = load_folder(out, dtype=dtype)
+    written = load_folder(out, dtype=dtype, labels=info_of(a).labels)[0]
     error = float(torch.max(torch.abs(probe(written.eval(), tokenizer) - before)))
     value = {"path": str(out), "max_error": error, "dtype": dtype, "model": info_of(a).name}
     return Result(value=value, text=f"{out}\nlargest difference of a logit: {error:.2g}", json=json)
@@ -168,7 +209,8 @@ def merge(
 
 # ---- what they share ----------------------------------------------------------------------------------------------
 def load(adapter: str, model: str | None, dtype: str, device: str) -> tuple[Adapter, Any]:
-    """(adapter on its base model, tokenizer). The base is the one given, else the one that the adapter names."""
+    """(adapter on its base model, tokenizer). The base is the one given, else the one that the adapter names; with a
+    head for the labels that it was trained on."""
     from lora_core.files import read_adapter
 
     folder = adapter_folder(adapter)
@@ -178,7 +220,7 @@ def load(adapter: str, model: str | None, dtype: str, device: str) -> tuple[Adap
         raise UserError(f"the adapter in {folder} does not say which model it belongs to; name it with --model")
     from lora_core import load_adapter, load_model
 
-    base, tokenizer = load_model(name, device=device, dtype=dtype)
+    base, tokenizer = load_model(name, device=device, dtype=dtype, labels=stored.info.get("labels"))
     return load_adapter(base, folder, "adapted"), tokenizer
 
 
@@ -226,14 +268,14 @@ def scores(a: Adapter, tokenizer: Any, task: Task, limit: int) -> dict[str | Non
     return score(a.model, tokenizer, task, adapters=[None, a.name], limit=limit) if rows else {}
 
 
-def beside(folder: Path, base: str, keys: list[str]) -> list[dict[str, float]]:
+def beside(folder: Path, base: str, stored: Stored) -> list[dict[str, float]]:
     """For each matrix: ‖W0‖_F, ‖ΔW‖_F/‖W0‖_F, and how much ΔW amplifies its own directions of W0 (section 7.3)."""
     from lora_core import amplification, load_adapter, load_model
 
-    model, _ = load_model(base, device="cpu", dtype="float32")
+    model, _ = load_model(base, device="cpu", dtype="float32", labels=stored.info.get("labels"))
     a = load_adapter(model, folder, "adapted")
     found = []
-    for key in keys:
+    for key in stored.sites:
         delta, weight = a.delta(key), a.W0(key)
         whole = float(weight.double().norm())
         found.append({"base_norm": whole, "relative_norm": float(delta.norm()) / whole,

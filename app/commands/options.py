@@ -11,23 +11,27 @@ import typer
 from lora_core.errors import UserError
 from lora_core.spec import LoraSpec
 
-Targets = Annotated[str, typer.Option(help="Matrices to adapt, with commas: q k v o gate up down.")]
+Targets = Annotated[str, typer.Option(help="What to adapt, with commas: q k v o gate up down embed head norm bias.")]
 Rank = Annotated[int, typer.Option(help="Rank r of every update.")]
 Alpha = Annotated[float, typer.Option(help="Alpha; the update is scaled by alpha/r.")]
 Layers = Annotated[str, typer.Option(help="Layers to adapt: all, or numbers and ranges such as 0,1,5-8.")]
 Scaling = Annotated[str, typer.Option(help="alpha/r as in the paper, or alpha/sqrt(r).")]
 Init = Annotated[str, typer.Option(help="How A begins: gaussian, kaiming, orthogonal, pissa or gradient.")]
 Dropout = Annotated[float, typer.Option(help="Probability with which an input of A is dropped in training.")]
+Dora = Annotated[bool, typer.Option("--dora", help="DoRA: the rows' lengths are trained apart from their directions.")]
+Mask = Annotated[float, typer.Option(help="Above 0, rank directions are pulled to zero with this strength.")]
+Full = Annotated[str, typer.Option(help="Modules to train in full, with commas; head is a classifier's.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, or auto: what this machine is faster with.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto.")]
 
 
 def spec_of(targets: str, rank: int, alpha: float, layers: str, scaling: str, init: str, dropout: float,
-            train_A: bool = True) -> LoraSpec:  # fmt: skip
+            train_A: bool = True, dora: bool = False, mask: float = 0.0, full: str = "") -> LoraSpec:  # fmt: skip
     """The LoraSpec that the options mean; UserError for a value that is not possible."""
     options: dict[str, Any] = {"scaling": scaling, "init": init}
     return LoraSpec(targets=tuple(targets.split(",")), rank=rank, alpha=alpha, layers=layers_of(layers),
-                    dropout=dropout, train_A=train_A, **options)  # fmt: skip
+                    dropout=dropout, train_A=train_A, dora=dora, mask=mask, full=tuple(full.split(",")) if full else (),
+                    **options)  # fmt: skip
 
 
 def layers_of(text: str) -> Literal["all"] | tuple[int, ...]:

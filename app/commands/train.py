@@ -12,10 +12,13 @@ import typer
 from app.commands.options import (
     Alpha,
     Device,
+    Dora,
     Dropout,
     Dtype,
+    Full,
     Init,
     Layers,
+    Mask,
     Rank,
     Scaling,
     Targets,
@@ -37,6 +40,8 @@ def train(
     task: Annotated[str | None, typer.Option(help="A built-in task; `lora-lab train --task list` names them.")] = None,
     data: Annotated[Path | None, typer.Option(help="Or your own rows: .txt .tsv .csv .jsonl.")] = None,
     test: Annotated[Path | None, typer.Option(help="Held-out rows; without it a part of --data is held out.")] = None,
+    objective: Annotated[str, typer.Option(help="lm, classify or preference; auto: what the rows and model ask for.")]
+    = "auto",
     targets: Targets = "q,v",
     rank: Rank = 8,
     alpha: Alpha = 16.0,
@@ -44,6 +49,9 @@ def train(
     scaling: Scaling = "alpha/r",
     init: Init = "gaussian",
     train_A: Annotated[bool, typer.Option("--train-a/--freeze-a", help="Train A too, or B alone (LoRA-FA).")] = True,
+    dora: Dora = False,
+    mask: Mask = 0.0,
+    full: Full = "",
     dropout: Dropout = 0.0,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 60,
     batch_size: Annotated[int, typer.Option(help="Rows in a forward pass.")] = 8,
@@ -51,7 +59,7 @@ def train(
     lr_ratio: Annotated[float, typer.Option(help="The rate of B is this many times that of A (LoRA+).")] = 1.0,
     schedule: Annotated[str, typer.Option(help="linear or cosine to 0 after the warm-up, or constant.")] = "linear",
     warmup: Annotated[float, typer.Option(help="Share of the steps in which the rate rises.")] = 0.05,
-    weight_decay: Annotated[float, typer.Option(help="Of AdamW, on A and B.")] = 0.0,
+    weight_decay: Annotated[float, typer.Option(help="Of AdamW, on matrices.")] = 0.0,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient; 0 for none.")] = 1.0,
     accumulate: Annotated[int, typer.Option(help="Forward passes in a step.")] = 1,
     seed: Annotated[int, typer.Option(help="Draws A, the order of the rows, and what is held out.")] = 0,
@@ -60,6 +68,7 @@ def train(
     max_tokens: Annotated[int, typer.Option(help="Longer rows are cut.")] = 256,
     norms_every: Annotated[int, typer.Option(hidden=True)] = 2,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 10,
+    beta: Annotated[float, typer.Option(help="Of a preference: how dear it is to move away from the base.")] = 0.1,
     dtype: Dtype = "auto",
     device: Device = "auto",
     template: Annotated[str | None, typer.Option(help="What is put before a completion; '{prompt} ->'.")] = None,
@@ -68,7 +77,7 @@ def train(
     json: Json = False,
 ) -> Result:
     """Fine-tune: an adapter in PEFT's format. Ctrl-C ends it after the current step and keeps the adapter."""
-    spec = spec_of(targets, rank, alpha, layers, scaling, init, dropout, train_A)
+    spec = spec_of(targets, rank, alpha, layers, scaling, init, dropout, train_A, dora, mask, full)
     if task == "list":
         return tasks(json)
     from app.runs.run import RunRequest
@@ -76,7 +85,7 @@ def train(
 
     files = {"data": str(data.expanduser()) if data else None, "test": str(test.expanduser()) if test else None}
     request: dict[str, Any] = {"model": model, "task": task, "template": template, "title": title, **files}
-    request["spec"] = spec.to_dict()
+    request |= {"spec": spec.to_dict(), "objective": None if objective == "auto" else objective}
     RunRequest(**request)  # what can be known without torch is told before it is loaded
     home()
     if out is not None:
@@ -92,7 +101,8 @@ def train(
     config = TrainConfig(steps=steps, batch_size=batch_size, lr=lr, lr_ratio=lr_ratio, warmup=warmup, clip=clip,
                          weight_decay=weight_decay, accumulate=accumulate, seed=seed, eval_rows=eval_rows,
                          eval_every=eval_every, max_tokens=max_tokens, norms_every=norms_every,
-                         checkpoint_every=checkpoint_every, dtype=dtype, device=device, **options)  # fmt: skip
+                         checkpoint_every=checkpoint_every, beta=beta, dtype=dtype, device=device,
+                         **options)  # fmt: skip
     from app.runs.store import RunStore
 
     store = RunStore()
@@ -162,7 +172,7 @@ class Watch:
             say(with_own_names(note, request))
         facts = session.facts()
         say(f"{request.model} on {request.data_name}: {describe(request)}, {facts['trainable']:,} numbers to train")
-        e = estimate(session.model, session.adapter.spec, session.task, session.config, session.tokenizer)
+        e = estimate(session.model, session.adapter.spec, session.task, session.config, objective=session.objective)
         where = fingerprint()
         place = f"{where['chip']}, {where['threads']} threads" if facts["device"] == "cpu" else facts["device"]
         say(f"about {duration(e.total_s)} on this machine ({place}, {facts['dtype']})")
@@ -217,7 +227,7 @@ class _Watched:
         self.session.save(folder, info)
 
     def score(self, stop: Stop) -> dict[str, Any] | None:
-        self.watch.write("generating held-out texts for the score")
+        self.watch.write("scoring held-out rows")
         return self.session.score(stop)
 
     def facts(self) -> dict[str, Any]:
@@ -247,10 +257,15 @@ def summary(run: Run, adapter: Path | None) -> dict[str, Any]:
     r = run.result
     seconds, tokens = r.get("train_s"), r.get("tokens")
     speed = tokens / seconds if tokens and seconds else None  # of the whole run; its events have that of the moment
-    return {"run": run.id, "status": run.status, "adapter": str(adapter) if adapter else None, "steps": run.step,
+    accuracy = {}
+    if r.get("objective") == "classify":
+        sides = (("before", "base"), ("after", "adapted"))
+        accuracy = {f"accuracy_{when}": run.score[side]["accuracy"] if run.score else None for when, side in sides}
+    return {"run": run.id, "status": run.status, "objective": r.get("objective"),
+            "adapter": str(adapter) if adapter else None, "steps": run.step,
             "loss_before": run.base_loss, "loss_after": run.loss, "train_s": seconds, "tokens": tokens,
             "tokens_per_s": speed, **{k: r.get(k) for k in ("dtype", "device", "trainable", "peak_bytes")},
-            "score": dict(run.score) if run.score else None, "error": run.error}  # fmt: skip
+            **accuracy, "score": dict(run.score) if run.score else None, "error": run.error}  # fmt: skip
 
 
 def in_words(value: Mapping[str, Any]) -> str:

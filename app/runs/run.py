@@ -14,6 +14,7 @@ from lora_core.errors import UserError, unknown
 Status = Literal["queued", "running", "done", "stopped", "diverged", "failed", "interrupted"]
 RESUMABLE: tuple[Status, ...] = ("interrupted", "stopped", "failed")
 ENDED: tuple[Status, ...] = ("done", "stopped", "diverged", "failed", "interrupted")
+OBJECTIVES = ("auto", "lm", "classify", "preference")
 LONGEST_TITLE, LONGEST_NAME = 200, 4096
 
 
@@ -25,6 +26,7 @@ class RunRequest:
     task     a built-in task, or None when `data` is given
     data     a file of the user's (test: one with held-out rows); `RunStore.create` copies it into the run's folder
     spec     LoraSpec.to_dict(), config: TrainConfig.to_dict(); keys that are left out mean the default
+    objective  "lm", "classify" or "preference"; None or "auto": what fits the model and the rows
     template, title  None unless the user gave one
     """
 
@@ -36,11 +38,12 @@ class RunRequest:
     config: Mapping[str, Any] = field(default_factory=dict)
     template: str | None = None
     title: str | None = None
+    objective: str | None = None
 
     def __post_init__(self) -> None:
         from lora_core.spec import LoraSpec
 
-        for name in ("model", "task", "data", "test", "template", "title"):
+        for name in ("model", "task", "data", "test", "template", "title", "objective"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise UserError(f"{name} is {value!r}; it must be text")
@@ -54,6 +57,8 @@ class RunRequest:
             raise UserError(f"a run needs either a task or a data file; {given} given")
         if self.test is not None and self.data is None:
             raise UserError("a file of held-out rows goes with a data file; the built-in tasks bring their own")
+        if self.objective not in (None, *OBJECTIVES):
+            raise unknown("objective", str(self.objective), OBJECTIVES)
         object.__setattr__(self, "spec", LoraSpec.from_dict(self.spec).to_dict())
         object.__setattr__(self, "config", _plain(self.config))
 
@@ -159,7 +164,8 @@ LABELS = {
     **{"rank_pattern": "ranks by matrix", "alpha_pattern": "α by matrix", "steps": "steps", "batch_size": "batch"},
     **{"lr": "learning rate", "schedule": "schedule", "warmup": "warm-up", "weight_decay": "weight decay"},
     **{"clip": "clipping", "accumulate": "accumulation", "seed": "seed", "max_tokens": "longest row"},
-    **{"dtype": "number format", "device": "device"},
+    **{"dtype": "number format", "device": "device", "objective": "objective", "beta": "β"},
+    **{"dora": "DoRA", "mask": "mask", "full": "trained in full"},
 }
 
 
@@ -179,6 +185,7 @@ def settings(run: Run | RunRequest) -> dict[str, Any]:
     request = run.request if isinstance(run, Run) else run
     flat: dict[str, Any] = {"model": request.model, "data": request.data_name, "template": request.template}
     flat |= {"test": Path(request.test).name if request.test else None, **request.spec, **request.config}
+    flat |= {"objective": request.objective or "auto"}
     return {k: flat.get(k) for k in LABELS}
 
 
@@ -200,6 +207,7 @@ USUAL = {
     **{"layers": "all", "scaling": "alpha/r", "init": "gaussian", "dropout": 0.0, "schedule": "linear", "warmup": 0.05},
     **{"weight_decay": 0.0, "clip": 1.0, "accumulate": 1, "eval_rows": 64, "eval_every": 0, "max_tokens": 256},
     **{"lr_ratio": 1.0, "dtype": "auto", "device": "auto", "template": None, "title": None, "test": None},
+    **{"mask": 0.0, "beta": 0.1, "objective": "auto"},
 }
 
 
@@ -211,21 +219,24 @@ def command_line(request: RunRequest, out: str = "DIR") -> str:
     words |= {"targets": ",".join(s["targets"]), "rank": s["rank"], "alpha": s["alpha"], "layers": layers}
     words |= {k: c.get(k) for k in ("steps", "batch_size", "lr", "seed")}
     words |= {k: s.get(k, c.get(k)) for k in USUAL if k in s and k != "layers" or k in c}
+    words |= {"full": ",".join(s.get("full") or ()) or None, "objective": request.objective}
     words |= {"template": request.template, "title": request.title, "out": out}
     parts = [f"--{k.replace('_', '-')} {shlex.quote(f'{v:g}' if isinstance(v, float) else str(v))}"
              for k, v in words.items() if v is not None and v != USUAL.get(k)]  # fmt: skip
-    frozen = [] if s.get("train_A", True) else ["--freeze-a"]
-    return " ".join(["lora-lab train", *parts, *frozen])
+    flags = [*([] if s.get("train_A", True) else ["--freeze-a"]), *(["--dora"] if s.get("dora") else [])]
+    return " ".join(["lora-lab train", *parts, *flags])
 
 
 def _words(name: str, value: Any) -> str:
     """A setting's value as people read it."""
-    if name == "targets":
+    if name in ("targets", "full") and value:
         return " ".join(value)
     if name == "layers" and not isinstance(value, str):
         n = sorted(value)
         return f"{n[0]}–{n[-1]}" if len(n) > 2 and n == list(range(n[0], n[-1] + 1)) else " ".join(map(str, n))
     if value is None:
+        return "none"
+    if value == [] or value == ():
         return "none"
     if isinstance(value, Mapping):
         return " ".join(f"{k} {v:g}" for k, v in value.items()) or "none"

@@ -14,8 +14,10 @@ from app.runs.run import Run, RunRequest
 if TYPE_CHECKING:
     from lora_core.tasks import Task
 
-SCORED_ROWS = 16
-LATER = ("lora_core.files", "lora_core.saving", "lora_core.evaluate", "lora_core.generate", "lora_core.tasks.scores")
+SCORED_ROWS, MEASURED_ROWS = 16, 256  # held-out rows that texts are generated for, and that are read alone
+HEADLINE = {"classify": "accuracy", "preference": "preferred"}
+LATER = ("lora_core.files", "lora_core.saving", "lora_core.evaluate", "lora_core.generate", "lora_core.tasks.scores",
+         "lora_core.classification", "lora_core.preference")  # fmt: skip
 Stop = Callable[[], bool]
 
 
@@ -35,7 +37,7 @@ class Session(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """For `Run.result`: dtype, device, trainable, peak_bytes."""
+        """For `Run.result`: objective, dtype, device, trainable, peak_bytes; labels of a classifier."""
         ...
 
 
@@ -81,29 +83,47 @@ class _Training:
 
     def __init__(self, request: RunRequest, folder: Path) -> None:
         import lora_core as lc
+        from lora_core.classification import drawn_modules
+        from lora_core.errors import UserError
+        from lora_core.models import kind_of
+        from lora_core.objective import choose, objective_for
 
         for name in LATER:  # now: an update of LoRA Lab in the midst of a run must not mix two versions of it
             importlib.import_module(name)
         self.config = lc.TrainConfig.from_dict(request.config)
         spec = lc.LoraSpec.from_dict(request.spec)
-        task_of(request, folder)  # a file that cannot be read is told before a model is loaded
-        self.model, self.tokenizer = lc.load_model(request.model, device=self.config.device, dtype=self.config.dtype)
-        self.task = task_of(request, folder, self.tokenizer)
+        self.task = task_of(request, folder)  # a file that cannot be read is told before a model is loaded
+        name = request.objective
+        if name in (None, "auto"):
+            name = choose(kind_of(request.model) == "encoder", self.task.train)
+        load: dict[str, Any] = {"device": self.config.device, "dtype": self.config.dtype}
+        if name == "classify":
+            if request.template is not None:
+                raise UserError("a classifier reads the text as it stands: leave the template out")
+            load["labels"] = lc.labels_of(self.task)
+        self.model, self.tokenizer = lc.load_model(request.model, **load)
+        if name == "classify":  # a new head is trained, whether or not the user thought of it
+            spec = replace(spec, full=tuple(dict.fromkeys([*spec.full, *drawn_modules(self.model)])))
+        else:
+            self.task = task_of(request, folder, self.tokenizer)
         self.adapter = lc.attach(self.model, spec, name="run", seed=self.config.seed)
+        self.objective = objective_for(name, self.adapter, self.task, self.tokenizer, self.config)
         self.checkpoint = folder / CHECKPOINT
 
     def train(self, stop: Stop) -> Iterator[dict[str, Any]]:
         import lora_core as lc
         from lora_core.estimate import learn
+        from lora_core.preference import PASSES
 
         more: dict[str, Any] = {"tokenizer": self.tokenizer, "stop": stop, "checkpoint": self.checkpoint}
+        passes = PASSES if self.objective.name == "preference" else 1.0
         first: lc.TrainEvent | None = None
-        for event in lc.train(self.adapter, self.task, self.config, **more):
+        for event in lc.train(self.adapter, self.task, self.config, objective=self.objective, **more):
             first = first or event
             yield event.to_dict()
             if event.kind == "end":  # what this run took makes the next estimate better
                 learn(self.model, self.adapter.spec, steps=event.step - first.step, tokens=event.tokens - first.tokens,
-                      train_s=event.train_s - first.train_s)  # fmt: skip
+                      train_s=(event.train_s - first.train_s) / passes)  # fmt: skip
 
     def save(self, folder: Path, info: Mapping[str, Any]) -> None:
         name = getattr(getattr(self.model, "lora_lab", None), "name", None)
@@ -113,9 +133,12 @@ class _Training:
 
     def score(self, stop: Stop) -> dict[str, Any] | None:
         import lora_core as lc
+        from lora_core.evaluate import spread
 
-        rows = self.task.score_rows(SCORED_ROWS)
-        if not rows:
+        headline = HEADLINE.get(self.objective.name, self.task.score_name)
+        measured = spread(self.task.test, MEASURED_ROWS) if self.objective.name in HEADLINE else []
+        rows = self.task.score_rows(SCORED_ROWS) if self.objective.name != "classify" else ()
+        if not measured and not rows:
             return None
         cut = False
 
@@ -124,17 +147,26 @@ class _Training:
             cut = cut or stop()
             return cut
 
-        more: dict[str, Any] = {"adapters": [None, "run"], "limit": len(rows), "stop": stop_and_tell}
-        values = lc.score(self.model, self.tokenizer, self.task, **more)
+        more: dict[str, Any] = {"adapters": [None, "run"], "stop": stop_and_tell}
+        found: dict[str | None, dict[str, float]] = {None: {}, "run": {}}
+        if measured:
+            found = lc.measure(self.objective, measured, **more)
+        if rows and not cut:
+            texts = lc.score(self.model, self.tokenizer, self.task, limit=len(rows), **more)
+            found = {name: found[name] | texts[name] for name in found}
         if cut:  # texts that end early would be scored too low
             return None
-        return {"name": self.task.score_name, "base": values[None], "adapted": values["run"], "rows": len(rows)}
+        base, adapted = ({k: v for k, v in found[name].items() if k != "loss"} for name in (None, "run"))
+        return {"name": headline, "base": base, "adapted": adapted, "rows": len(measured or rows)}
 
     def facts(self) -> dict[str, Any]:
         from lora_core.machine import peak_bytes
 
         weight = next(p for p in self.model.parameters() if not p.requires_grad)
+        labels = getattr(self.objective, "labels", None)
         return {
+            "objective": self.objective.name,
+            **({"labels": list(labels)} if labels else {}),
             "dtype": str(weight.dtype).removeprefix("torch."),
             "device": weight.device.type,
             "peak_bytes": peak_bytes(weight.device.type),

@@ -1,7 +1,7 @@
-"""What a model is trained on: five tasks of our own, and the user's files.
+"""What a model is trained on: six tasks of our own, and the user's files.
 
     task = load_task("restaurant", seed=0)          # or load_data("my.tsv"), see lora_core.tasks.data_files
-    task.train, task.test                            # rows: prompt, completion, line; the two share no prompt
+    task.train, task.test                            # rows: prompt, completion, …; the two share no prompt
     encode_many(tokenizer, task.train, task.template, max_tokens)   # -> Encoded(ids, start, cut)
     prompt_text(tokenizer, row, task.template)       # what generate() is given
     task.score(predictions, task.score_rows(64))     # {"BLEU": 31.2, "slot accuracy": 0.8}
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lora_core.errors import UserError, unknown
-from lora_core.tasks import json_records, new_language, pirate, restaurant, sentiment
+from lora_core.tasks import json_records, new_language, pirate, plain, restaurant, sentiment
 from lora_core.tasks.data_files import read_rows
 from lora_core.tasks.encode import (
     Encoded,
@@ -26,7 +26,7 @@ from lora_core.tasks.encode import (
     preview,
     prompt_text,
 )
-from lora_core.tasks.task import CHAT, TEMPLATE, Note, Row, Task, summarise
+from lora_core.tasks.task import CHAT, TEMPLATE, Note, Row, Task, labels_of, summarise
 from lora_core.tasks.uploads import load_data, load_held_out
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "cut_notes",
     "encode",
     "encode_many",
+    "labels_of",
     "load_data",
     "load_held_out",
     "load_task",
@@ -54,7 +55,8 @@ __all__ = [
 TRAIN_ROWS, TEST_ROWS = 1000, 128
 MOST_ROWS = 20_000
 _BUILDERS: dict[str, tuple[str, Callable[[int, int, int], Task]]] = {
-    module.NAME: (module.ABOUT, module.build) for module in (restaurant, json_records, sentiment, pirate, new_language)
+    module.NAME: (module.ABOUT, module.build)
+    for module in (restaurant, json_records, sentiment, pirate, new_language, plain)
 }
 
 

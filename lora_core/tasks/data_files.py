@@ -4,8 +4,9 @@
 .tsv          a header (``prompt completion``, ``text label``, ``sentence label`` or ``text``), or no header and
               ``text<TAB>label`` on every line. Labels stay as they are written ("1" is trained as "1").
 .csv          the same headers, required; cells in quotes may hold commas and line ends
-.jsonl        one object a line: ``prompt`` and ``completion``; or ``text``; or ``messages`` [{role, content}, …], of
-              which the last is the assistant's
+.jsonl        one object a line: ``prompt`` and ``completion``; or ``prompt``, ``chosen`` and ``rejected``, two answers
+              of which the first is better; or ``text``; or ``messages`` [{role, content}, …], of which the last is
+              the assistant's
 
 UTF-8, with or without a BOM; lines end in LF or CRLF; empty lines are passed over.
 """
@@ -17,7 +18,7 @@ import io
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -272,15 +273,16 @@ def _json_row(file: str, line: int, value: Any) -> Row:
         raise _bad(file, line, f"a JSON object is needed, this is {_kind(value)}")
     if "messages" in value:
         return _messages_row(file, line, value["messages"])
+    if "chosen" in value or "rejected" in value:
+        prompt, chosen, rejected = (_part(file, line, value, name) for name in ("prompt", "chosen", "rejected"))
+        row = _row(file, line, prompt, chosen, ("prompt", "chosen"))
+        if not rejected.strip():
+            raise _bad(file, line, "no rejected")
+        if row.completion == rejected.strip():
+            raise _bad(file, line, "chosen and rejected are the same, so that there is nothing to prefer")
+        return replace(row, rejected=rejected.strip())
     if "prompt" in value or "completion" in value:
-        halves = []
-        for name in ("prompt", "completion"):
-            if name not in value:
-                raise _bad(file, line, f"no {name}")
-            if not isinstance(value[name], str):
-                raise _bad(file, line, f"{name} must be text, this is {_kind(value[name])}")
-            halves.append(value[name])
-        return _row(file, line, _clean(file, line, halves[0]), _clean(file, line, halves[1]))
+        return _row(file, line, _part(file, line, value, "prompt"), _part(file, line, value, "completion"))
     if "text" in value:
         label = value.get("label")
         if not isinstance(value["text"], str):
@@ -293,9 +295,20 @@ def _json_row(file: str, line: int, value: Any) -> Row:
             raise _bad(file, line, "the text is empty")
         return Row("", _clean(file, line, value["text"]).strip(), line)
     given = ", ".join(list(value)[:6]) or "none"
-    close = next((c for c in (nearest(key, ("prompt", "completion", "text", "messages")) for key in value) if c), None)
+    keys = ("prompt", "completion", "chosen", "rejected", "text", "messages")
+    close = next((c for c in (nearest(key, keys) for key in value) if c), None)
     hint = f" (did you mean '{close}'?)" if close else ""
-    raise _bad(file, line, f"needs the keys prompt and completion, or text, or messages; it has {given}{hint}")
+    needed = "needs the keys prompt and completion, or prompt, chosen and rejected, or text, or messages"
+    raise _bad(file, line, f"{needed}; it has {given}{hint}")
+
+
+def _part(file: str, line: int, value: dict[str, Any], name: str) -> str:
+    """One text of a JSON row."""
+    if name not in value:
+        raise _bad(file, line, f"no {name}")
+    if not isinstance(value[name], str):
+        raise _bad(file, line, f"{name} must be text, this is {_kind(value[name])}")
+    return _clean(file, line, value[name])
 
 
 def _messages_row(file: str, line: int, messages: Any) -> Row:

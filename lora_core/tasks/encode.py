@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_core.errors import UserError
@@ -22,6 +22,9 @@ class Encoded:
     ids: list[int]
     start: int
     cut: bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 def check_template(template: str) -> str:
@@ -132,8 +135,12 @@ def cut_notes(
 ) -> tuple[Note, ...]:
     """A Note for every row that is longer than `max_tokens`."""
     why = f"is longer than {max_tokens:,} tokens and was cut"
-    encoded = encode_many(tokenizer, rows, template, max_tokens)
-    return tuple(Note(line=r.line, why=why, kind="cut", file=file) for r, e in zip(rows, encoded, strict=True) if e.cut)
+    encoded = [encode_many(tokenizer, rows, template, max_tokens)]
+    if any(row.rejected for row in rows):
+        other = [replace(row, completion=row.rejected or row.completion, messages=()) for row in rows]
+        encoded.append(encode_many(tokenizer, other, template, max_tokens))
+    return tuple(Note(line=row.line, why=why, kind="cut", file=file)
+                 for row, *items in zip(rows, *encoded, strict=True) if any(e.cut for e in items))  # fmt: skip
 
 
 def preview(task: Task, tokenizer: Any, n: int = 8, max_tokens: int = MOST_TOKENS) -> list[dict[str, Any]]:

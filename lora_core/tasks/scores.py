@@ -154,6 +154,14 @@ def score_answers(predictions: Sequence[str], rows: Sequence[Row], known: Sequen
     return {"exact match": exact_match(texts, references), "chrF": chrf(texts, references)}
 
 
+def score_pairs(predictions: Sequence[str], rows: Sequence[Row], known: Sequence[Row]) -> dict[str, float]:
+    """closer: the share of texts that are more like the better answer than like the worse one, by chrF; and chrF
+    against the better ones, of all texts together."""
+    both = [[chrf([p], [[answer]]) for answer in (r.completion, r.rejected)] for p, r in zip(predictions, rows)]
+    better = chrf(predictions, [[r.completion] for r in rows])
+    return {"closer": mean([float(good > bad) for good, bad in both]), "chrF": better}
+
+
 def score_labels(labels: Collection[str]) -> Scorer:
     """Accuracy over `labels`; every row counts."""
 

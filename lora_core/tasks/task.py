@@ -6,8 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lora_core.errors import UserError
+
 TEMPLATE = "{prompt} ->"  # what stands before a completion, unless the user says otherwise
 CHAT = "{messages}"  # the template that means: the model's own chat template
+MOST_LABELS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +21,14 @@ class Row:
     completion  what it should say; the loss is on this alone
     messages  (role, content) pairs when the row is a conversation; the last one is the assistant's and equals
               `completion`; `prompt` then holds the conversation before it in a form that people can read
+    rejected  a worse answer to the same prompt, where the row is a pair to prefer one of; else empty
     """
 
     prompt: str
     completion: str
     line: int = 0
     messages: tuple[tuple[str, str], ...] = ()
+    rejected: str = ""
 
     @property
     def key(self) -> str:
@@ -110,6 +115,24 @@ class Task:
             "suggested": dict(self.suggested),
             "source": self.source,
         }
+
+
+def labels_of(task: Task) -> tuple[str, ...]:
+    """The labels that a classifier is to tell apart: the task's distinct completions, sorted; from 2 to 100 of them.
+
+    Raises UserError for fewer or more, and for a row that has no prompt to be classified.
+    """
+    rows = task.train + task.test
+    if any(not row.prompt for row in rows):
+        raise UserError(f"{task.name!r} has rows of plain text; a classifier needs a text and a label in each")
+    labels = sorted({row.completion for row in rows})
+    if not 2 <= len(labels) <= MOST_LABELS:
+        some = ", ".join(f"'{t[:40]}'" for t in labels[:3])
+        raise UserError(
+            f"{task.name!r} has {len(labels):,} different completions ({some}{', …' if len(labels) > 3 else ''}); "
+            f"a classifier tells 2 to {MOST_LABELS} labels apart"
+        )
+    return tuple(labels)
 
 
 def summarise(notes: Sequence[Note], most: int = 8) -> tuple[str, ...]:

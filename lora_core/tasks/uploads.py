@@ -13,7 +13,7 @@ from typing import Any
 from lora_core.errors import UserError, unknown
 from lora_core.tasks.data_files import Content, read_rows
 from lora_core.tasks.encode import MOST_TOKENS, check_template, cut_notes
-from lora_core.tasks.scores import score_answers, score_labels, score_nothing, score_sentences
+from lora_core.tasks.scores import score_answers, score_labels, score_nothing, score_pairs, score_sentences
 from lora_core.tasks.task import CHAT, TEMPLATE, Note, Row, Scorer, Task
 
 SHARE = 0.1  # of the rows is held out when there is no file for it
@@ -171,10 +171,13 @@ def choose_score(rows: Sequence[Row]) -> tuple[str, Scorer, str]:
     """(headline score, scorer, what the rows are).
 
     Few distinct short completions that come back are labels: accuracy. Sentences (four words or more in the middle
-    of the distribution): BLEU. Anything else: exact match. Rows without prompts cannot be scored.
+    of the distribution): BLEU. Anything else: exact match. Pairs: whether the text is closer to the better answer.
+    Rows without prompts cannot be scored.
     """
     if all(not row.prompt for row in rows):
         return "", score_nothing, "plain text, all of it trained"
+    if all(row.rejected for row in rows):
+        return "closer", score_pairs, "a prompt, a better answer and a worse one"
     distinct = {row.completion for row in rows}
     short = all(len(text.split()) <= LABEL_WORDS and len(text) <= 40 for text in distinct)
     if short and len(distinct) <= MOST_LABELS and 2 * len(distinct) <= len(rows):
