@@ -9,13 +9,14 @@ PYTHON  ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 
              $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 INSTALL  = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup dev run models browser test test-all bench lint docs
+.PHONY: help setup dev run models browser test test-all coverage bench lint docs
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make run       install what is missing and open the page (PORT=7860, ARGS=--no-browser)"
 	@echo "make setup     install into $(VENV), nothing else"
 	@echo "make test      the tests (at most 15 minutes on two cores); make test-all: the slow ones too"
+	@echo "make coverage  the library's tests, and which of its lines they do not reach"
 	@echo "make lint      ruff and pyright"
 	@echo "make bench     measurements, one JSON line each"
 	@echo "make docs      docs/api.md from the docstrings"
@@ -57,6 +58,13 @@ test: dev models browser
 
 test-all: dev models browser
 	$(BIN)/python -m pytest -q -m ""
+
+# Everything but the tests of the page, the command line and the runs.
+LIBRARY_TESTS = $(filter-out tests/test_cli% tests/test_pages% tests/test_runs% tests/test_figures%,$(wildcard tests/test_*.py))
+
+coverage: dev models
+	$(BIN)/python -m coverage run -m pytest -q $(LIBRARY_TESTS)
+	$(BIN)/python -m coverage report
 
 bench: dev models
 	@set -e; for f in benchmarks/bench_*.py; do test -e "$$f" || { echo "no benchmark yet"; break; }; $(BIN)/python "$$f"; done

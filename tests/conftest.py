@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 import pytest
@@ -23,6 +24,14 @@ def _threads(request: pytest.FixtureRequest) -> None:
 
 
 SKIPPED = pytest.StashKey[int]()
+GENERATED: dict[str, int] = {}  # how many cases hypothesis made for each test
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    statistics = getattr(item, "hypothesis_statistics", "")
+    cases = sum(map(int, re.findall(r"(\d+) passing", statistics)))
+    if cases:
+        GENERATED[item.nodeid] = cases
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -43,3 +52,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("BROWSER TESTS SKIPPED", red=True)
         terminalreporter.line(f"{count} browser tests did not run: no Chromium was found.")
         terminalreporter.line("`make browser` installs one, or set LORA_LAB_CHROMIUM to the one you have.")
+    if GENERATED:
+        terminalreporter.line(f"{sum(GENERATED.values()):,} generated cases in {len(GENERATED)} property tests")
