@@ -1,7 +1,8 @@
-"""A tiny random model in transformers' format, made in some milliseconds: what a user's local folder looks like."""
+"""Tiny random models in transformers' format, made in some milliseconds: what a user's local folder looks like."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,4 +34,31 @@ def tiny_llama(folder: Path, *, layers: int = 2, seed: int = 0, **changes: Any) 
         model = LlamaForCausalLM(LlamaConfig(**{**settings, **changes}))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_bert(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Saves a bare BERT encoder of some 30,000 parameters with its tokenizer, which knows no end of text."""
+    from transformers import BertConfig, BertModel
+
+    tokenizer = tiny_tokenizer()
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.2,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = BertModel(BertConfig(**{**settings, **changes}))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": None}))
     return folder

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_core.errors import UserError
-from lora_core.tasks import load_task, new_language, prompt_text, restaurant, task_names
+from lora_core.tasks import load_task, new_language, plain, prompt_text, restaurant, task_names
 from lora_core.tasks.draw import a, distinct
 from lora_core.tasks.pirate import to_pirate
 from lora_core.tasks.scores import parse_json
@@ -97,7 +97,8 @@ def test_right_answers_score_full_marks_and_wrong_ones_do_not(name: str) -> None
 @pytest.mark.parametrize("name", NAMES)
 def test_articles_fit_and_no_word_is_doubled(name: str) -> None:
     task = load_task(name, seed=5)
-    texts = [r.prompt for r in task.train] + [r.completion for r in task.train if name in ("restaurant", "pirate", "plain")]
+    checked = name in ("restaurant", "pirate", "plain")
+    texts = [r.prompt for r in task.train] + [r.completion for r in task.train if checked]
     for text in texts:
         for article, word in re.findall(r"\b([Aa]n?) ([a-zA-Z]+)", text):
             assert a(word).split()[0] == article.lower(), text
@@ -252,6 +253,34 @@ def test_new_language_tells_sentences_apart() -> None:
     pairs = dict(new_language.sentence(rng) for _ in range(5_000))
     # Only what Ovarni does not say may be lost; it says all, so no two English sentences share a translation.
     assert len(set(pairs.values())) == len(pairs)
+
+
+# plain
+
+
+def test_plain_and_bloated_answers_say_the_same() -> None:
+    task = load_task("plain")
+    for row in task.train + task.test:
+        assert plain.is_plain(row.completion, row.completion) and plain.says(row.rejected, row.completion)
+        assert not plain.is_plain(row.rejected, row.completion), row
+    rows = task.score_rows()
+    assert task.score([r.rejected for r in rows], rows) == {"plain and right": 0.0, "plain": 0.0, "right": 1.0}
+    assert len({r.rejected for r in task.train}) > 300
+
+
+@pytest.mark.parametrize(
+    ("text", "is_plain", "right"),
+    [
+        ("at 7 am", True, True),
+        ("It opens at 7 am.", True, True),
+        ("At 17 am.", True, False),
+        ("At 7 am. I hope this helps!", False, True),
+        ("The library opens in the morning at 7 am.", False, True),
+        ("", False, False),
+    ],
+)
+def test_plain_by_hand(text: str, is_plain: bool, right: bool) -> None:
+    assert (plain.is_plain(text, "At 7 am."), plain.says(text, "At 7 am.")) == (is_plain, right)
 
 
 # what is asked for

@@ -93,9 +93,12 @@ class _Training:
         self.config = lc.TrainConfig.from_dict(request.config)
         spec = lc.LoraSpec.from_dict(request.spec)
         self.task = task_of(request, folder)  # a file that cannot be read is told before a model is loaded
-        name = request.objective
-        if name in (None, "auto"):
-            name = choose(kind_of(request.model) == "encoder", self.task.train)
+        encoder = kind_of(request.model) == "encoder"
+        name = request.objective or "auto"
+        if name == "auto":
+            name = choose(encoder, self.task.train)
+        if encoder and name != "classify":
+            raise UserError(f"{request.model} is an encoder, which writes no text: its objective is classify")
         load: dict[str, Any] = {"device": self.config.device, "dtype": self.config.dtype}
         if name == "classify":
             if request.template is not None:
