@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lora_core import fast
 from lora_core.errors import UserError, unknown
 from lora_core.tasks.encode import Encoded, encode_many
 
@@ -71,9 +72,10 @@ class Objective(Protocol):
 class CausalLM:
     """−log p(completion | prompt), summed over the completion's tokens and the end of text.
 
-    Two things make it cheap. Rows are padded on the right, where causal attention never looks, so no mask is needed.
+    Three things make it cheap. Rows are padded on the right, where causal attention never looks, so no mask is needed.
     Logits are computed only where there is a label: the vocabulary is the widest matrix of a small model. That is
     done by calling the model's body and its head apart, and only for models where a probe shows that this is the same.
+    And bodies like LLaMA's are computed by fast.py.
     """
 
     name = "lm"
@@ -83,6 +85,7 @@ class CausalLM:
         longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
         self.max_tokens = min(max_tokens, longest) if isinstance(longest, int) else max_tokens
         self.device = next(model.parameters()).device
+        self.fast = fast.body(model)
         self.split = self._splits()
 
     def check(self, adapter: Adapter) -> None:
@@ -114,8 +117,12 @@ class CausalLM:
         """Sum of the losses of a batch's labelled tokens, at least float32, nats."""
         targets = batch.labels[:, 1:].reshape(-1)
         at = (targets != IGNORED).nonzero().squeeze(1)
-        logits = self.logits(batch.ids, at)
-        return F.cross_entropy(wide(logits), targets[at], reduction="sum")
+        if self.split:
+            head, h = cast(Any, self.model).get_output_embeddings(), self._hidden(batch.ids, at)
+            if (loss := fast.loss_of(head, h, targets[at])) is not None:
+                return loss
+            return F.cross_entropy(wide(head(h)), targets[at], reduction="sum")
+        return F.cross_entropy(wide(self.logits(batch.ids, at)), targets[at], reduction="sum")
 
     def sums(self, batch: Batch) -> dict[str, float]:
         return {"loss": float(self.loss(batch))}
@@ -131,10 +138,13 @@ class CausalLM:
     def logits(self, ids: Tensor, at: Tensor) -> Tensor:
         """Logits (len(at), vocabulary) that predict the token after position at[i] of ids[:, :-1], flattened."""
         if self.split:
-            hidden = self._body(ids)[:, :-1]
-            return cast(Any, self.model).get_output_embeddings()(hidden.reshape(-1, hidden.shape[-1])[at])
+            return cast(Any, self.model).get_output_embeddings()(self._hidden(ids, at))
         out = cast(Any, self.model)(input_ids=ids, use_cache=False).logits[:, :-1]
         return out.reshape(-1, out.shape[-1])[at]
+
+    def _hidden(self, ids: Tensor, at: Tensor) -> Tensor:
+        hidden = (self.fast or self._body)(ids)[:, :-1]
+        return hidden.reshape(-1, hidden.shape[-1])[at]
 
     def _body(self, ids: Tensor) -> Tensor:
         body = cast(Any, self.model).base_model

@@ -1,0 +1,218 @@
+"""The fast path of training: a LLaMA-like body and its loss with few passes over memory, and their plain versions.
+
+On a CPU two thirds of a training step are the frozen weights' products, which nobody can avoid. Most of the rest is
+reading and writing activations between them: transformers' RMSNorm, rotary embedding and SwiGLU make some twenty
+passes forward and forty backward. The functions here save only what their backward needs and make about a third of
+the passes. The model's own modules still hold and multiply by every matrix, so adapters act as everywhere.
+
+`body` gives the whole body for models that it knows and that a probe shows to compute the same; what differs from
+that (other families, hooks, gradient checkpointing, dropout in attention) is left to transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lora_core.layers import Adapted
+
+FAMILIES = ("llama", "mistral", "qwen2")
+LOGITS = 1 << 26  # bytes of logits at a time
+
+
+# ---- plain versions, which the tests hold the fast ones against ------------------------------------------------------
+def plain_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x/√(mean(x²) + eps)·weight, over the last axis."""
+    return weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps))
+
+
+def plain_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate)·up."""
+    return F.silu(gate) * up
+
+
+def plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (rows, time, heads, size) with its halves turned by the angles (time, size/2)."""
+    a, b = x.chunk(2, -1)
+    c, s = cos[:, None], sin[:, None]
+    return torch.cat([a * c - b * s, b * c + a * s], -1)
+
+
+def plain_loss(h: Tensor, W: Tensor, targets: Tensor) -> Tensor:
+    """Σ −log softmax(W·h)[target] over h (n, hidden), W (vocabulary, hidden)."""
+    return F.cross_entropy(F.linear(h, W), targets, reduction="sum")
+
+
+# ---- fast versions ---------------------------------------------------------------------------------------------------
+class Norm(torch.autograd.Function):
+    """`plain_norm` with a frozen weight. ∂L/∂x = r·(w∘g) − x·r³·⟨w∘g, x⟩/d with r = 1/√(mean(x²) + eps)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        r = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, r)
+        return (x * r).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, weight, r = ctx.saved_tensors
+        d = x.shape[-1]
+        g = grads[0] * weight
+        along = torch.bmm(g.view(-1, 1, d), x.view(-1, d, 1)).view(r.shape)
+        return g.mul_(r).addcmul_(x, along * r**3 / d, value=-1), None, None
+
+
+class SwiGLU(torch.autograd.Function):
+    """`plain_swiglu`, which keeps its two inputs and computes silu(gate) again."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        gate, up = ctx.saved_tensors
+        (g,) = grads
+        return torch.ops.aten.silu_backward(g * up, gate), F.silu(gate).mul_(g)
+
+
+class Rotate(torch.autograd.Function):
+    """`plain_rotate`; its backward turns the other way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        cos, sin = ctx.saved_tensors
+        return _turn(grads[0], cos, sin, -1.0), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    (a, b), (oa, ob) = x.chunk(2, -1), out.chunk(2, -1)
+    c, s = cos[:, None], sin[:, None]
+    torch.mul(a, c, out=oa)
+    oa.addcmul_(b, s, value=-sign)
+    torch.mul(b, c, out=ob)
+    ob.addcmul_(a, s, value=sign)
+    return out
+
+
+class Loss(torch.autograd.Function):
+    """`plain_loss` with a frozen W, some rows at a time. Its gradient by h is formed at once, so no logits are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, W: Tensor, targets: Tensor) -> Tensor:
+        total = h.new_zeros((), dtype=torch.float64 if h.dtype == torch.float64 else torch.float32)
+        dh = torch.empty_like(h) if ctx.needs_input_grad[0] else None
+        rows = max(1, LOGITS // (4 * W.shape[0]))
+        for i in range(0, len(h), rows):
+            part, t = h[i : i + rows], targets[i : i + rows, None]
+            logits = F.linear(part, W)
+            logp = F.log_softmax(logits.float() if logits.element_size() < 4 else logits, -1)
+            del logits
+            total -= logp.gather(1, t).sum()
+            if dh is not None:
+                p = logp.exp_()
+                p.scatter_add_(1, t, p.new_full(t.shape, -1.0))
+                torch.mm(p.to(W.dtype), W, out=dh[i : i + rows])
+        if dh is not None:
+            ctx.save_for_backward(dh)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (dh,) = ctx.saved_tensors
+        return dh * grads[0], None, None
+
+
+# ---- the body --------------------------------------------------------------------------------------------------------
+Body = Callable[[Tensor], Tensor]
+
+
+def loss_of(head: nn.Module, h: Tensor, targets: Tensor) -> Tensor | None:
+    """The sum of losses of h (n, hidden) under a frozen head without bias; None where the head is something else."""
+    if type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad or _watched(head):
+        return None
+    return cast(Tensor, Loss.apply(h, head.weight, targets))
+
+
+def body(model: nn.Module) -> Body | None:
+    """ids (rows, time) -> hidden states (rows, time, hidden), as `model.base_model` gives; None for another kind."""
+    config, base = cast(Any, getattr(model, "config", None)), cast(Any, getattr(model, "base_model", None))
+    if getattr(config, "model_type", None) not in FAMILIES or base is None or not hasattr(base, "rotary_emb"):
+        return None
+    if config.hidden_act != "silu" or getattr(config, "attention_dropout", 0.0) or _windowed(config):
+        return None
+    if base.embed_tokens.weight.dtype not in (torch.float32, torch.float64):
+        return None  # 16 bits: transformers rounds in between, and so must we
+
+    def run(ids: Tensor) -> Tensor:
+        layers = base.layers[: config.num_hidden_layers]
+        if any(_watched(m) for layer in layers for m in (layer, layer.self_attn, layer.mlp)) or _watched(base):
+            return base(input_ids=ids, use_cache=False)[0]
+        return _run(base, layers, ids)
+
+    return run if _same(base, run) else None
+
+
+def _run(base: Any, layers: Any, ids: Tensor) -> Tensor:
+    rows, time = ids.shape
+    x = base.embed_tokens(ids)
+    cos, sin = base.rotary_emb(x, position_ids=torch.arange(time, device=ids.device)[None])
+    half = cos.shape[-1] // 2
+    cos, sin = cos[0, :, :half].to(x.dtype), sin[0, :, :half].to(x.dtype)
+    x = x.view(rows * time, -1)
+    for layer in layers:
+        attn, mlp = layer.self_attn, layer.mlp
+        n = _norm(layer.input_layernorm, x)
+        q, k, v = (m(n).view(rows, time, -1, attn.head_dim) for m in (attn.q_proj, attn.k_proj, attn.v_proj))
+        q, k = (cast(Tensor, Rotate.apply(t, cos, sin)).transpose(1, 2) for t in (q, k))
+        a = F.scaled_dot_product_attention(q, k, v.transpose(1, 2), is_causal=True, scale=attn.scaling,
+                                           enable_gqa=q.shape[1] != k.shape[1])  # fmt: skip
+        x = x + attn.o_proj(a.transpose(1, 2).reshape(rows * time, -1))
+        n = _norm(layer.post_attention_layernorm, x)
+        x = x + mlp.down_proj(SwiGLU.apply(mlp.gate_proj(n), mlp.up_proj(n)))
+    return _norm(base.norm, x).view(rows, time, -1)
+
+
+def _norm(module: Any, x: Tensor) -> Tensor:
+    if Adapted in type(module).__bases__ or _watched(module) or module.weight.requires_grad:
+        return module(x)
+    return cast(Tensor, Norm.apply(x, module.weight, module.variance_epsilon))
+
+
+def _watched(module: Any) -> bool:
+    """Whether somebody waits for a call of this very module: a hook, or gradient checkpointing."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+                or module._backward_pre_hooks or getattr(module, "gradient_checkpointing", False))  # fmt: skip
+
+
+def _windowed(config: Any) -> bool:
+    kinds = getattr(config, "layer_types", None) or ()
+    return any(k != "full_attention" for k in kinds) or (not kinds and bool(getattr(config, "sliding_window", None)))
+
+
+@torch.no_grad()
+def _same(base: Any, run: Body) -> bool:
+    device = base.embed_tokens.weight.device
+    if device.type == "meta":
+        return False
+    ids = (torch.arange(10, device=device).view(2, 5) * 7 + 3) % base.embed_tokens.num_embeddings
+    was = base.training
+    base.eval()
+    try:
+        mine, theirs = run(ids), base(input_ids=ids, use_cache=False)[0]
+    except (AttributeError, RuntimeError, TypeError):  # a model of this name that is built otherwise
+        return False
+    finally:
+        base.train(was)
+    return mine.shape == theirs.shape and bool((mine - theirs).norm() <= 1e-4 * theirs.norm())
