@@ -56,20 +56,24 @@ def estimate(model: nn.Module, spec: LoraSpec, task: Task, config: TrainConfig, 
              objective: Objective | None = None) -> Estimate:  # fmt: skip
     """How long `train` with these settings takes, from the lengths of the task's rows and this machine's speed.
 
-    objective  None for a causal language model's
+    objective  None for what a language model is trained on: the rows' pairs, or their completions
     """
     from lora_core.evaluate import spread
-    from lora_core.preference import PASSES
+    from lora_core.preference import PASSES, worse
     from lora_core.tasks.encode import encode_many
     from lora_core.train import tokenizer_of
 
     sample = spread(task.train, SAMPLE)
-    items = (objective.encode(sample) if objective is not None else
-             encode_many(tokenizer or tokenizer_of(model), sample, task.template, config.max_tokens))  # fmt: skip
-    tokens, labelled = _mean(items)
+    pairs = objective.name == "preference" if objective is not None else any(r.rejected for r in sample)
+    if objective is not None and not pairs:
+        items = objective.encode(sample)
+    else:
+        answers = [*sample, *(worse(r) for r in sample if pairs)]
+        items = encode_many(tokenizer or tokenizer_of(model), answers, task.template, config.max_tokens)
+    tokens, labelled = _mean(items, len(sample))
     rows = config.batch_size * config.accumulate
     load = {"tokens": round(rows * tokens), "labelled": round(rows * labelled)}
-    passes = PASSES if objective is not None and objective.name == "preference" else 1.0
+    passes = PASSES if pairs else 1.0
     step_s = passes * seconds_per_step(model, spec, **load)
     held = min(len(task.test), config.eval_rows)
     # Measuring is a forward pass: less than half of a step's work for each token.
@@ -79,11 +83,10 @@ def estimate(model: nn.Module, spec: LoraSpec, task: Task, config: TrainConfig, 
                     evals=evals, tokens=round(rows * tokens), labelled=round(rows * labelled))  # fmt: skip
 
 
-def _mean(items: Sequence[Any]) -> tuple[float, float]:
-    """(tokens, labelled) of a row. A pair has two texts; a text to classify has one label, and no head over words."""
-    texts = [t for e in items for t in ((e.chosen, e.rejected) if hasattr(e, "chosen") else (e,))]
-    n = max(1, len(items))
-    return sum(map(len, texts)) / n, sum(len(t) - t.start if hasattr(t, "start") else 1 for t in texts) / n
+def _mean(items: Sequence[Any], rows: int) -> tuple[float, float]:
+    """(tokens, labelled) of a row; a text to classify has one label."""
+    labelled = sum(len(e) - getattr(e, "start", len(e) - 1) for e in items)
+    return sum(map(len, items)) / max(1, rows), labelled / max(1, rows)
 
 
 def seconds_per_step(model: nn.Module, spec: LoraSpec, *, tokens: int, labelled: int | None = None) -> float:

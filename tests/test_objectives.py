@@ -189,9 +189,10 @@ def test_what_classification_refuses(folders: dict[str, Path]) -> None:
 def test_labels_without_names_take_those_of_the_task() -> None:
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
+    config: dict[str, Any] = {"num_labels": 3}
     model = LlamaForSequenceClassification(LlamaConfig(
-        vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, num_labels=3,
-        pad_token_id=3))  # fmt: skip
+        vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        pad_token_id=3, **config))  # fmt: skip
     assert labels_for(model, TEXTS) == ("bad", "good", "neither")
 
 

@@ -71,14 +71,18 @@ def training(run: Run) -> str:
     if took:
         first += f" in {duration(float(took))}"
     first = first[0].upper() + first[1:]
+    losses = f"{first} took the held-out loss from {run.base_loss:.2f} to {run.loss:.2f}"
+    if run.result.get("objective") == "preference":  # log 2 means that both answers are as dear as they were
+        return f"{losses}, that of pairs of answers; without the adapter it is log 2, 0.69."
+    one = "label" if run.result.get("objective") == "classify" else "token"
     ratio = math.exp(run.base_loss - run.loss)
     if run.loss < run.base_loss - 0.005:
-        effect = f"each held-out token became {times(ratio)} as likely"
+        effect = f"each held-out {one} became {times(ratio)} as likely"
     elif run.loss > run.base_loss + 0.005:
-        effect = f"each held-out token became {times(1 / ratio)} less likely"
+        effect = f"each held-out {one} became {times(1 / ratio)} less likely"
     else:
-        effect = "held-out tokens are as likely as before"
-    return f"{first} took the held-out loss from {run.base_loss:.2f} to {run.loss:.2f}: {effect}."
+        effect = f"held-out {one}s are as likely as before"
+    return f"{losses}: {effect}."
 
 
 def under_way(step: int, steps: int, recent: float, base: float | None) -> str:

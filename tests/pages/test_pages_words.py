@@ -26,6 +26,11 @@ def test_what_a_run_did() -> None:
     assert "2.7 times less likely" in words.training(run(base_loss=2.0, loss=3.0))
     assert "became more than 10,000 times as likely" in words.training(run(base_loss=14.0, loss=1.0))
     assert "as likely as before" in words.training(run(base_loss=2.0, loss=2.001))
+    labels, pairs = ({"objective": name} for name in ("classify", "preference"))
+    assert "each held-out label became 4.3 times as likely" in words.training(run(result=labels))
+    assert words.training(run(base_loss=0.693, loss=0.2, result=pairs)) == (
+        "60 steps took the held-out loss from 0.69 to 0.20, that of pairs of answers; without the adapter it is log 2, "
+        "0.69.")  # fmt: skip
     assert words.training(run(loss=None)) == "" and words.training(run(step=0)) == ""
 
 
