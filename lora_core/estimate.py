@@ -65,11 +65,12 @@ def estimate(model: nn.Module, spec: LoraSpec, task: Task, config: TrainConfig, 
 
     sample = spread(task.train, SAMPLE)
     pairs = objective.name == "preference" if objective is not None else any(r.rejected for r in sample)
-    if objective is not None and not pairs:
-        items = objective.encode(sample)
-    else:
+    if objective is None:
         answers = [*sample, *(worse(r) for r in sample if pairs)]
         items = encode_many(tokenizer or tokenizer_of(model), answers, task.template, config.max_tokens)
+    else:
+        items = objective.encode(sample)
+        items = [t for e in items for t in (e.chosen, e.rejected)] if pairs else items
     tokens, labelled = _mean(items, len(sample))
     rows = config.batch_size * config.accumulate
     load = {"tokens": round(rows * tokens), "labelled": round(rows * labelled)}

@@ -220,6 +220,7 @@ def test_the_preference_loss_is_the_formula(family: str) -> None:
     a = filled(lc.attach(policy, lc.LoraSpec(rank=2)))
     objective = Preference(a, tok, PAIRS.template, beta=0.3)
     rows = PAIRS.train[:5]
+    rel = 1e-6 if family == "llama" else 1e-9  # transformers' RMSNorm computes in float32 whatever the model's dtype
     total, margins = torch.zeros((), dtype=torch.float64), []
     for r in rows:
         better, worse = (answer_logp(policy, tok, r.prompt, t) - answer_logp(reference, tok, r.prompt, t).detach()
@@ -233,13 +234,13 @@ def test_the_preference_loss_is_the_formula(family: str) -> None:
     batch = objective.batch(objective.encode(rows))
     loss = objective.loss(batch)
     loss.backward()
-    assert float(loss.detach()) == pytest.approx(float(total.detach()), rel=1e-9) and batch.labelled == 5
+    assert float(loss.detach()) == pytest.approx(float(total.detach()), rel=rel) and batch.labelled == 5
     for g, p in zip(expected, a.parameters(), strict=True):
-        torch.testing.assert_close(p.grad, g, rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(p.grad, g, rtol=10 * rel, atol=rel)
     found = measure(objective, rows, adapters=[None, "default"])
-    assert found["default"]["margin"] == pytest.approx(sum(margins) / 5, rel=1e-9)
+    assert found["default"]["margin"] == pytest.approx(sum(margins) / 5, rel=rel)
     assert found["default"]["preferred"] == sum(m > 0 for m in margins) / 5
-    assert found["default"]["loss"] == pytest.approx(float(total.detach()) / 5, rel=1e-9)
+    assert found["default"]["loss"] == pytest.approx(float(total.detach()) / 5, rel=rel)
     assert found[None] == {"loss": pytest.approx(math.log(2)), "preferred": 0.5, "margin": 0.0}
 
 
