@@ -124,23 +124,24 @@ def load_model(name: str | os.PathLike[str], *, device: str = "auto", dtype: str
     return model, tokenizer
 
 
-def empty_model(name: str | os.PathLike[str], *, dtype: str = "auto") -> Any:
+def empty_model(name: str | os.PathLike[str], *, dtype: str = "auto", labels: int | None = None) -> Any:
     """The model's shapes without its weights (on torch's meta device): enough for `budget` and `layer_shapes`.
 
-    Takes milliseconds and no memory, whatever the model's size. Errors as in `load_model`.
+    labels: how many a classifier has, which then has a head for them. Takes milliseconds and no memory, whatever the
+    model's size. Errors as in `load_model`.
     """
     from lora_core.machine import pick_dtype
 
     number = pick_dtype(dtype)
     folder, known_as, _ = find(name)
-    kind = _kind(_config(folder, known_as), known_as)
+    _kind(_config(folder, known_as), known_as, classifies=bool(labels))
     import torch
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    build: Any = AutoModelForCausalLM if kind == "causal-lm" else AutoModel
-    with torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return build.from_config(config, dtype=getattr(torch, number)).eval()
+    from lora_core.budget import meta_model
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return meta_model(config, labels=labels, dtype=getattr(torch, number))
 
 
 def find(name: str | os.PathLike[str]) -> tuple[Path, str, Source]:

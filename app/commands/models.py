@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from app.commands.options import Alpha, Dtype, Layers, Rank, Targets, spec_of
+from app.commands.options import Alpha, Dora, Dtype, Full, Init, Layers, Mask, Rank, Targets, TrainA, spec_of
 from app.commands.output import Json, Result, say, size, table
 
 
@@ -36,24 +37,39 @@ def budget(
     rank: Rank = 8,
     alpha: Alpha = 16,
     layers: Layers = "all",
+    init: Init = "gaussian",
+    train_A: TrainA = True,
+    dora: Dora = False,
+    mask: Mask = 0.0,
+    full: Full = "",
+    labels: Annotated[int, typer.Option(help="Labels of a classifier; 0 for the model as it is.")] = 0,
     tokens: Annotated[int, typer.Option(help="Tokens of a training step, for the memory that it takes.")] = 512,
     dtype: Dtype = "auto",
     json: Json = False,
 ) -> Result:
     """What an adapter costs before it is trained: parameters, file, memory; against full fine-tuning."""
-    spec = spec_of(targets, rank, alpha, layers, "alpha/r", "gaussian", 0.0)
+    spec = spec_of(targets, rank, alpha, layers, "alpha/r", init, 0.0, train_A, dora, mask, full)
     from lora_core import budget as price
     from lora_core.errors import UserError
     from lora_core.models import empty_model
 
     if not 1 <= tokens <= 10**9:
         raise UserError(f"tokens is {tokens}; a training step has at least one")
-    b = price(empty_model(model, dtype=dtype), spec, tokens=tokens)
+    if labels and not 2 <= labels <= 10**6:
+        raise UserError(f"labels is {labels}; a classifier needs at least two")
+    b = price(empty_model(model, dtype=dtype, labels=labels or None), spec, tokens=tokens)
+    counts = {n: getattr(b, n) for n in ("factors", "head", "direct", "magnitudes", "gates")}
+    lora, whole = asdict(b.memory), asdict(b.full_memory)
     rows = [
         ("trainable", f"{b.trainable:,}", f"{b.fraction:.2%} of {b.total:,}, in {b.matrices} matrices"),
-        *((f"  {t}", f"{n:,}", "") for t, n in b.per_target.items()),
+        *((f"  {n}", f"{count:,}", "") for n, count in counts.items() if count not in (0, b.trainable)),
+        *((f"  for {t}", f"{n:,}", "") for t, n in b.per_target.items()),
+        *([("tied", f"{b.tied:,}", "shared by modules, counted once")] if b.tied else []),
         ("adapter file", size(b.file_bytes), f"the model's own file: {size(b.full_bytes)}"),
         ("training memory", size(b.train_bytes), f"full fine-tuning: {size(b.full_train_bytes)}"),
-    ]
+        *((f"  {n}", size(lora[n]), size(whole[n])) for n in lora),
+        ("work for a token", f"{b.flops_per_token / 1e6:,.0f} MFLOP",
+         f"full fine-tuning: {b.full_step_flops / tokens / 1e6:,.0f} MFLOP"),
+    ]  # fmt: skip
     value = {"model": model, "spec": spec.to_dict(), **b.to_dict()}
     return Result(value=value, text=table(rows, right=(1,)), json=json)

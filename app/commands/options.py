@@ -18,6 +18,7 @@ Layers = Annotated[str, typer.Option(help="Layers to adapt: all, or numbers and 
 Scaling = Annotated[str, typer.Option(help="alpha/r as in the paper, or alpha/sqrt(r).")]
 Init = Annotated[str, typer.Option(help="How A begins: gaussian, kaiming, orthogonal, pissa or gradient.")]
 Dropout = Annotated[float, typer.Option(help="Probability with which an input of A is dropped in training.")]
+TrainA = Annotated[bool, typer.Option("--train-a/--freeze-a", help="Train A too, or B alone (LoRA-FA).")]
 Dora = Annotated[bool, typer.Option("--dora", help="DoRA: the rows' lengths are trained apart from their directions.")]
 Mask = Annotated[float, typer.Option(help="Above 0, rank directions are pulled to zero with this strength.")]
 Full = Annotated[str, typer.Option(help="Modules to train in full, with commas; head is a classifier's.")]

@@ -22,6 +22,7 @@ from app.commands.options import (
     Rank,
     Scaling,
     Targets,
+    TrainA,
     spec_of,
 )
 from app.commands.output import Json, Result, duration, number, say, table
@@ -48,7 +49,7 @@ def train(
     layers: Layers = "all",
     scaling: Scaling = "alpha/r",
     init: Init = "gaussian",
-    train_A: Annotated[bool, typer.Option("--train-a/--freeze-a", help="Train A too, or B alone (LoRA-FA).")] = True,
+    train_A: TrainA = True,
     dora: Dora = False,
     mask: Mask = 0.0,
     full: Full = "",

@@ -118,8 +118,7 @@ class ModelSession:
         return {
             "name": loaded.name,
             **drawing,
-            "coefficients": lc.budget_coefficients(shapes)
-            | {"out": {m["name"]: m["out"] for m in drawing["matrices"]}},
+            "coefficients": lc.budget_coefficients(shapes),
             "s_per_flop": seconds_per_flop(loaded.model),
             "dtype": dtype,
             "device": next(loaded.model.parameters()).device.type,

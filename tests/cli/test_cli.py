@@ -83,6 +83,12 @@ def test_budget(call: Call, tiny: Path) -> None:
     assert value["trainable"] == 2 * 4 * ((32 + 32) + (16 + 32))  # layers · r · (out + in) of q and v
     assert value["per_target"] == {"q": 512, "v": 384}
     assert value["train_bytes"] < value["full_train_bytes"] and value["file_bytes"] > 4 * value["trainable"]
+    assert value["factors"] == value["trainable"] and value["head"] == value["direct"] == 0
+    for whole, parts in (("train_bytes", "memory"), ("full_train_bytes", "full_memory")):
+        assert sum(value[parts].values()) == value[whole]
+    _, out, _ = call("budget", tiny, "--labels", 3, "--full", "head", "--targets", "q,norm", "--dora")
+    assert f"{3 * 32:,}" in out and all(f"\n  {part}" in out for part in ("factors", "head", "direct", "magnitudes"))
+    assert "gradients" in out and "activations" in out and "for norm" in out
     _, out, _ = call("budget", tiny, "--layers", "1", "--rank", 4, "--json")
     assert only_json(out)["trainable"] == value["trainable"] // 2
 
@@ -96,6 +102,7 @@ def test_budget_of_what_cannot_be(call: Call, tiny: Path) -> None:
     wrong(call("budget", tiny, "--layers", "7"), "no layer 7")
     wrong(call("budget", tiny, "--layers", "3-1"), "layers are 'all', or numbers and ranges")
     wrong(call("budget", tiny, "--dtype", "float16"), "no dtype 'float16'")
+    wrong(call("budget", tiny, "--labels", 1), "labels is 1; a classifier needs at least two")
 
 
 def test_layers() -> None:
