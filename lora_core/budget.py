@@ -33,7 +33,9 @@ class Memory:
     weights      the model, and the adapter's own numbers: float32, frozen ones too
     gradients    of what is trained
     optimiser    Adam's two statistics, float32
-    activations  kept for the backward pass; an estimate within a factor of two or so, all else is exact
+    activations  kept for the backward pass as transformers computes, without attention's scores: an estimate, within a
+                 third for most families (fast.py keeps a fifth less, Gemma's many norms twice as much); all else is
+                 exact, but for the scales of quantised weights
     copies       of an adapter: what train() keeps of the last step whose loss was finite; of full fine-tuning: a
                  float32 master copy of weights that are 16 bits wide
     """
@@ -63,8 +65,9 @@ class Budget:
     file_bytes  adapter_model.safetensors, with all gates open; full_bytes: a full copy of the model in its dtype
     memory      of training, by part; train_bytes is its total; full_memory, full_train_bytes: of full fine-tuning
     step_flops  forward and backward of `tokens` tokens, of which `labelled` are predicted; full_step_flops: with the
-                gradients of all weights. Products of matrices and vectors only: left out are attention's scores,
-                norms, routers, poolers and what a classifier does once for a text
+                gradients of all weights. Products with matrices only: left out are attention's scores, norms,
+                routers, poolers and what a classifier does once for a text; where attention and MLP are side by side
+                (GPT-NeoX), the lowest layer counts a little too much
     """
 
     trainable: int
