@@ -1,88 +1,44 @@
-"""Adapters on disk: PEFT's directory format, read and checked strictly. Safetensors only, never pickle.
+"""Adapters on disk: PEFT's directory format, and what PEFT has no words for. Safetensors only, never pickle.
 
-A folder holds `adapter_config.json` and `adapter_model.safetensors`, which PEFT reads, and `lora_lab.json`, which adds
-what PEFT has no words for: which slice of a fused module a matrix is, and where the adapter comes from. Slices of one
-fused module (GPT-2's q and v in c_attn) are written as one equivalent adapter of the whole module: their A's stacked,
-their B's as blocks on their own rows. Reading needs numpy alone; only attaching to a model needs torch.
+A folder holds `adapter_config.json` and `adapter_model.safetensors`, which PEFT reads (`peft_format` has their rules),
+and `lora_lab.json`, which adds which slice of a fused module a matrix is, which modules share a weight, and where the
+adapter comes from. Slices of one fused module (GPT-2's q and v in c_attn) are written as one equivalent adapter of the
+whole module: their A's stacked, their B's as blocks on their own rows; experts as the blocks of one parameter.
+Reading needs numpy alone; only attaching to a model needs torch. `saving` has what is written how.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors
 
 from lora_core.errors import UserError
 from lora_core.families import Layout, guess
+from lora_core.peft_format import (
+    CONFIG,
+    EXPERTS,
+    LAB,
+    WEIGHTS,
+    Parts,
+    check_config,
+    is_saved,
+    parse,
+    read_json,
+    read_tensors,
+    unit_key,
+)
 from lora_core.spec import LoraSpec
+from lora_core.stored import Stored, StoredSite
 
 if TYPE_CHECKING:
     from torch import nn
 
     from lora_core.adapter import Adapter
-
-CONFIG, WEIGHTS, LAB = "adapter_config.json", "adapter_model.safetensors", "lora_lab.json"
-PREFIX = "base_model.model."
-MAX_JSON, MAX_HEADER, MAX_WEIGHTS = 4 << 20, 4 << 20, 8 << 30  # bytes
-DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
-Factors = tuple[np.ndarray, np.ndarray, float]  # A (r, in), B (out, r), scaling
-# What PEFT can say and this library does not do: anything but the value here is refused by its name.
-PLAIN: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False, None),
-    "bias": ("none", None),
-    "modules_to_save": (None, []),
-    "lora_bias": (False, None),
-    "layer_replication": (None,),
-    "target_parameters": (None, []),
-    "trainable_token_indices": (None,),
-    "use_qalora": (False, None),
-    "alora_invocation_tokens": (None,),
-    "use_bdlora": (None, False),
-    "arrow_config": (None,),
-    "kasa_config": (None,),
-    "velora_config": (None,),
-    "monteclora_config": (None,),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredSite:
-    """One matrix of a stored adapter: where it belongs, and ΔW = scaling·B·A with A (r, in) and B (out, r)."""
-
-    key: str
-    path: str
-    target: str
-    layer: int | None
-    layout: Layout | None
-    A: np.ndarray
-    B: np.ndarray
-    scaling: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stored:
-    """An adapter read from a folder, without its model.
-
-    spec is None for an adapter that this library did not write; info is what was saved beside it.
-    """
-
-    folder: Path
-    config: dict[str, Any]
-    sites: dict[str, StoredSite]
-    spec: LoraSpec | None = None
-    info: dict[str, Any] = field(default_factory=dict)
-    fresh: bool = False
-
-    @property
-    def base(self) -> str | None:
-        """The base model as the adapter names it: a registry name, a folder or a hub id."""
-        return self.info.get("model") or self.config.get("base_model_name_or_path")
+    from lora_core.sites import Site
 
 
 # ---- reading -----------------------------------------------------------------------------------------------------
@@ -98,7 +54,7 @@ def read_adapter(folder: str | Path) -> Stored:
             f"no adapter at {folder}: "
             + ("it is a file; give its folder" if folder.exists() else "there is no such folder")
         )
-    config = _read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     if not (folder / WEIGHTS).is_file():
         pickles = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
         if pickles:
@@ -106,226 +62,221 @@ def read_adapter(folder: str | Path) -> Stored:
                 f"{folder / pickles[0]} is a pickle, which can run code when opened; save the adapter as {WEIGHTS}"
             )
         raise UserError(f"{folder} has no {WEIGHTS}")
-    _check_config(folder, config)
-    tensors = _read_tensors(folder / WEIGHTS)
-    whole = _pair(folder, config, tensors)
-    lab = _read_json(folder / LAB) if (folder / LAB).exists() else {}
+    lab = read_json(folder / LAB) if (folder / LAB).exists() else {}
+    check_config(folder, config, ours=bool(lab))
+    named = lab.get("copies", [])
+    parts = parse(folder, config, read_tensors(folder / WEIGHTS), named if isinstance(named, list) else [])
+    stored = Stored(folder=folder, config=config, sites={}, copies=parts.copies, base_weights=parts.base)
     if not lab:
         sites = {}
-        for path, (A, B, s) in whole.items():
-            target, layer = guess(path)
-            sites[path] = StoredSite(key=path, path=path, target=target, layer=layer, layout=None, A=A, B=B, scaling=s)
-        return Stored(folder=folder, config=config, sites=sites)
+        for key, u in parts.units.items():
+            target, layer = guess(key)
+            sites[key] = StoredSite(key=key, target=target, layer=layer, **vars(u))
+        return replace(stored, sites=sites)
     try:
         spec = LoraSpec.from_dict(lab["spec"])
-        sites = _split(whole, lab["sites"])
-        return Stored(
-            folder=folder,
-            config=config,
-            sites=sites,
-            spec=spec,
-            info=dict(lab.get("info", {})),
-            fresh=bool(lab.get("fresh", False)),
-        )
+        return replace(stored, sites=_split(parts, lab["sites"]), spec=spec, info=dict(lab.get("info", {})),
+                       fresh=bool(lab.get("fresh", False)))  # fmt: skip
     except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as e:
         raise UserError(
             f"{folder / LAB} does not fit {WEIGHTS} ({e}); without it the folder reads as a plain PEFT adapter"
         ) from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path.parent} has no {path.name}, so it is no adapter in PEFT's format")
-    if path.stat().st_size > MAX_JSON:
-        raise UserError(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_JSON:,} are read")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{path} is not valid JSON: {str(e).splitlines()[0]}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object, not {type(value).__name__}")
-    return value
-
-
-def _check_config(folder: Path, config: Mapping[str, Any]) -> None:
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise UserError(f"{folder} is a {kind} adapter by its {CONFIG}; this library reads LORA")
-    for name, plain in PLAIN.items():
-        if config.get(name) not in plain:
-            raise UserError(f"{folder} uses PEFT's {name} = {config[name]!r}, which this library cannot apply")
-    for name in ("r", "lora_alpha"):
-        value = config.get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-            raise UserError(f"{folder / CONFIG}: {name} is {value!r}, not a positive number")
-    for name in ("rank_pattern", "alpha_pattern"):
-        values = config.get(name) or {}
-        if not isinstance(values, dict) or not all(
-            isinstance(v, (int, float)) and 0 < v < math.inf for v in values.values()
-        ):
-            raise UserError(f"{folder / CONFIG}: {name} must map module names to positive numbers")
-
-
-def _read_tensors(path: Path) -> dict[str, np.ndarray]:
-    size = path.stat().st_size
-    with path.open("rb") as f:
-        head = f.read(8)
-        length = int.from_bytes(head, "little")
-        if len(head) < 8 or length > min(MAX_HEADER, size - 8):
-            raise UserError(f"{path} is no safetensors file: its header claims {length:,} bytes of {size:,}")
-        if size > MAX_WEIGHTS:
-            raise UserError(f"{path} has {size:,} bytes; at most {MAX_WEIGHTS:,} are read")
-        data = head + f.read()
-    try:
-        raw = safetensors.deserialize(data)
-    except (safetensors.SafetensorError, RecursionError) as e:
-        raise UserError(f"{path} is no readable safetensors file: {e}") from None
-    out = {}
-    for name, t in raw:
-        if t["dtype"] == "BF16":  # numpy has no bfloat16: its bits are the upper half of a float32
-            value = (np.frombuffer(t["data"], np.uint16).astype(np.uint32) << 16).view(np.float32)
-        elif t["dtype"] in DTYPES:
-            value = np.frombuffer(t["data"], DTYPES[t["dtype"]])
-        else:
-            raise UserError(f"{path}: tensor {name!r} is {t['dtype']}; factors are F64, F32, F16 or BF16")
-        out[name] = value.reshape(t["shape"])
-    return out
-
-
-def _pair(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, Factors]:
-    """{module path: (A, B, scaling)}; every tensor used, every shape and number checked."""
-    file = folder / WEIGHTS
-    found: dict[str, dict[str, np.ndarray]] = {}
-    for name, value in tensors.items():
-        path, dot, part = name.removesuffix(".weight").rpartition(".lora_")
-        if not dot or part not in ("A", "B") or not name.startswith(PREFIX) or not name.endswith(".weight"):
-            raise UserError(
-                f"{file}: unknown tensor {name!r}; expected {PREFIX}<module>.lora_A.weight and .lora_B.weight"
-            )
-        found.setdefault(path.removeprefix(PREFIX), {})[part] = value
-    if not found:
-        raise UserError(f"{file} holds no factors")
-    out = {}
-    for path, pair in found.items():
-        for part in "AB":
-            if part not in pair:
-                raise UserError(f"{file}: {PREFIX}{path}.lora_{part}.weight is missing")
-            if pair[part].ndim != 2 or 0 in pair[part].shape:
-                raise UserError(f"{file}: lora_{part} of {path} has shape {pair[part].shape}; it must be a matrix")
-            if not np.isfinite(pair[part]).all():
-                raise UserError(f"{file}: lora_{part} of {path} holds a number that is not finite (NaN or infinity)")
-        A, B = pair["A"], pair["B"]
-        r = _lookup(config.get("rank_pattern"), path, config["r"])
-        if A.shape[0] != r or B.shape[1] != r:
-            raise UserError(
-                f"{file}: {path} has A {A.shape} and B {B.shape}; by {CONFIG} its rank is {r},"
-                f" so A must be ({r}, in) and B (out, {r})"
-            )
-        alpha = _lookup(config.get("alpha_pattern"), path, config["lora_alpha"])
-        out[path] = (A, B, alpha / math.sqrt(r) if config.get("use_rslora") else alpha / r)
-    return out
-
-
-def _lookup(patterns: Mapping[str, float] | None, path: str, default: float) -> float:
-    """PEFT's rule: the first pattern that is the path or a dotted end of it; a leading ^ means the whole path."""
-    for name, value in (patterns or {}).items():
-        if path == name.removeprefix("^") or (not name.startswith("^") and path.endswith("." + name)):
-            return value
-    return default
-
-
-def _split(whole: Mapping[str, Factors], sites: list[dict[str, Any]]) -> dict[str, StoredSite]:
-    """Our matrices out of PEFT's modules: whole ones as they are, slices out of their block."""
+def _split(parts: Parts, sites: list[dict[str, Any]]) -> dict[str, StoredSite]:
+    """Our matrices out of PEFT's modules: whole ones as they are, slices and experts out of their block."""
     out: dict[str, StoredSite] = {}
     taken: dict[str, int] = {}
-    covered = {path: np.zeros(B.shape, bool) for path, (_, B, _) in whole.items()}
+    covered = {key: np.zeros(u.B.shape, bool) for key, u in parts.units.items()}
     for d in sites:
-        A, B, s = whole[d["path"]]
+        path, param, expert = str(d["path"]), str(d.get("param", "weight")), d.get("expert")
+        key = unit_key(path, param, expert)
+        u = parts.units[key]
         layout = Layout(*d["layout"]) if d.get("layout") else None
-        first = taken.get(d["path"], 0)
+        first = taken.get(key, 0)
         cols = slice(first, first + int(d["rank"]))
-        taken[d["path"]] = cols.stop
-        if layout is not None and (layout.full != B.shape[0] or not all(isinstance(n, int) for n in layout[1:])):
-            raise ValueError(f"the layout of {d['key']} does not fit a weight of {B.shape[0]} rows")
+        taken[key] = cols.stop
+        if layout is not None and (layout.full != u.B.shape[0] or not all(isinstance(n, int) for n in layout[1:])):
+            raise ValueError(f"the layout of {d['key']} does not fit a weight of {u.B.shape[0]} rows")
         rows: Any = slice(None) if layout is None else layout.rows()
-        covered[d["path"]][rows, cols] = True
-        ratio = s / float(d["scaling"])  # 1 unless slices of one module differ in their scaling
-        block = B[rows, cols]
-        out[d["key"]] = StoredSite(
-            key=str(d["key"]),
-            path=str(d["path"]),
-            target=str(d["target"]),
-            layer=d["layer"],
-            layout=layout,
-            A=A[cols],
-            B=block if ratio == 1 else block * ratio,
-            scaling=float(d["scaling"]),
-        )
-        if out[d["key"]].A.shape[0] != int(d["rank"]):
+        covered[key][rows, cols] = True
+        ratio = u.scaling / float(d["scaling"])  # 1 unless slices of one module differ in their scaling
+        block = u.B[rows, cols]
+        site = StoredSite(
+            key=str(d["key"]), path=path, target=str(d["target"]), layer=d["layer"], layout=layout, A=u.A[cols],
+            B=block if ratio == 1 else block * ratio, m=None if u.m is None else u.m[rows], alpha=u.alpha,
+            scaling=float(d["scaling"]), lookup=u.lookup, param=param, expert=expert,
+            also=tuple(map(str, d.get("also", ()))))  # fmt: skip
+        if site.A.shape[0] != int(d["rank"]):
             raise ValueError(f"{d['key']} is said to have rank {d['rank']}")
-    for path, (A, B, _) in whole.items():
-        if taken.get(path) != A.shape[0] or B[~covered[path]].any():
-            raise ValueError(f"the matrices listed for {path} are not all of it")
+        for other in site.also:
+            twin = parts.units[other]
+            A, B = (u.A, u.B) if twin.lookup == u.lookup else (u.B.T, u.A.T)
+            if not (np.array_equal(twin.A, A) and np.array_equal(twin.B, B) and twin.scaling == u.scaling):
+                raise ValueError(f"{other} is said to share the update of {path}")
+            covered[other][:] = True
+        out[site.key] = site
+    for key, u in parts.units.items():
+        if u.B[~covered[key]].any():  # the rest of an expert's columns is padding
+            raise ValueError(f"the matrices listed for {key} are not all of it")
     return out
 
 
+# ---- onto a model ------------------------------------------------------------------------------------------------
 def load_into(model: nn.Module, folder: Path, name: str | None, allow_zero: bool) -> Adapter:
-    """Attach a stored adapter to a model; `adapter.load_adapter` has the contract."""
+    """Attach a stored adapter to a model; `adapter.load_adapter` has the contract.
+
+    Of PEFT's `bias="lora_only"` all biases of the model become copies, those that were not trained with their own
+    value: the function is the same.
+    """
     import re
 
     import torch
 
     from lora_core.adapter import book_of, put_on
-    from lora_core.sites import Site, path_site
 
     stored = read_adapter(folder)
-    if not (allow_zero or stored.fresh) and not any(s.B.any() for s in stored.sites.values()):
+    spec = stored.spec or stored.foreign_spec()
+    sites, tensors, magnitudes = [], {}, {}
+    for s, site in _places(model, stored):
+        if (s.B.shape[0], s.A.shape[1]) != (site.out, site.in_) or s.lookup != site.lookup:
+            raise UserError(
+                f"{s.key} in {folder} is {'an embedding of ' if s.lookup else ''}{s.B.shape[0]}×{s.A.shape[1]}, but the"
+                f" model's matrix is {'an embedding of ' if site.lookup else ''}{site.out}×{site.in_}: the adapter was"
+                f" made for another model ({stored.base or 'unnamed'})"
+            )
+        sites.append(site)
+        tensors[s.key] = (torch.tensor(s.A), torch.tensor(s.B), s.scaling)
+        if s.m is not None:
+            magnitudes[s.key] = torch.tensor(s.m)
+    copies = _copies(model, stored, spec)
+    if not (allow_zero or stored.fresh) and not _changes(model, stored, sites, copies):
         raise UserError(
             f"every B in {folder / WEIGHTS} is zero: the adapter would change nothing."
             " If that is meant, load it with allow_zero=True"
         )
-    sites, tensors = [], {}
-    for s in stored.sites.values():
-        host = path_site(model, s.path)  # says what there is, and the nearest match, where the path is unknown
-        site = Site(
-            path=s.path,
-            key=s.key,
-            target=s.target,
-            layer=s.layer,
-            layout=s.layout,
-            in_=host.in_,
-            out=s.B.shape[0] if s.layout and s.layout.full == host.out else host.out,
-            transposed=host.transposed,
-        )
-        if (s.B.shape[0], s.A.shape[1]) != (site.out, site.in_):
-            raise UserError(
-                f"{s.key} in {folder} is {s.B.shape[0]}×{s.A.shape[1]}, but the model's matrix is"
-                f" {site.out}×{site.in_}: "
-                f"the adapter was made for another model ({stored.base or 'unnamed'})"
-            )
-        sites.append(site)
-        tensors[s.key] = (torch.tensor(s.A), torch.tensor(s.B), s.scaling)
-    spec = stored.spec or _foreign_spec(stored)
     if name is None:
         stem = re.sub(r"[^\w-]", "_", folder.resolve().name)[:80] or "adapter"
         taken = book_of(model).adapters
         name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, len(taken) + 3))) if n not in taken)
-    adapter = put_on(model, spec, name, sites, tensors)
+    adapter = put_on(model, spec, name, sites, tensors, magnitudes, copies)
     adapter.info = dict(stored.info)
     return adapter
 
 
-def _foreign_spec(stored: Stored) -> LoraSpec:
-    """A LoraSpec that describes a PEFT adapter: every module by its path, with its own rank and α."""
-    c = stored.config
-    ranks = {k: s.A.shape[0] for k, s in stored.sites.items()}
-    alphas = {k: float(_lookup(c.get("alpha_pattern"), s.path, c["lora_alpha"])) for k, s in stored.sites.items()}
-    return LoraSpec(
-        targets=tuple(stored.sites),
-        rank=int(c["r"]),
-        alpha=float(c["lora_alpha"]),
-        scaling="alpha/sqrt(r)" if c.get("use_rslora") else "alpha/r",
-        dropout=float(c.get("lora_dropout") or 0.0),
-        rank_pattern=tuple((k, r) for k, r in ranks.items() if r != c["r"]),
-        alpha_pattern=tuple((k, a) for k, a in alphas.items() if a != c["lora_alpha"]),
-    )
+def _places(model: nn.Module, stored: Stored) -> list[tuple[StoredSite, Site]]:
+    """Every stored matrix with its place in the model; the equal halves of a tied matrix as one."""
+    from lora_core.sites import find_sites
+
+    known = {unit_key(s.path, s.param, s.expert): s for s in find_sites(model) if s.expert is not None}
+    hosts = {s.key: _host(model, s, known) for s in stored.sites.values()}
+    found: dict[str, tuple[StoredSite, Site]] = {}
+    for s in sorted(stored.sites.values(), key=lambda s: not s.lookup):
+        host, also = hosts[s.key], s.also
+        weight = getattr(model.get_submodule(host.path), host.param)
+        for other in also:
+            if getattr(_module(model, other), "weight", None) is not weight:
+                raise UserError(f"{stored.folder} was made for a model where {other} and {s.path} share a weight")
+        first = next((k for k, (t, _) in found.items() if stored.spec is None and _twins(s, t) and weight is getattr(
+            model.get_submodule(t.path), t.param)), None)  # fmt: skip
+        if first is not None:
+            t, site = found[first]
+            found[first] = (t, replace(site, also=(*site.also, s.path)))
+            continue
+        out = s.B.shape[0] if s.layout and s.layout.full == host.out else host.out
+        target = "embed" if s.lookup and stored.spec is None else s.target
+        found[s.key] = (s, replace(host, key=s.key, target=target, layer=s.layer, layout=s.layout, out=out, also=also))
+    return [found[k] for k in stored.sites if k in found]
+
+
+def _twins(s: StoredSite, t: StoredSite) -> bool:
+    """Whether t is an embedding and s the same update in another user of its weight, the transposed one in a head."""
+    A, B = (t.A, t.B) if s.lookup else (t.B.T, t.A.T)
+    return t.lookup and s.scaling == t.scaling and np.array_equal(s.A, A) and np.array_equal(s.B, B)
+
+
+def _module(model: nn.Module, path: str) -> nn.Module | None:
+    return dict(model.named_modules(remove_duplicate=False)).get(path)
+
+
+def _host(model: nn.Module, s: StoredSite, experts: Mapping[str, Site]) -> Site:
+    """The whole matrix at a stored site's place. UserError, with the nearest match, where the model has none."""
+    from lora_core.errors import unknown
+    from lora_core.sites import Site, path_site, weight_shape
+
+    if s.expert is not None:
+        key = unit_key(s.path, s.param, s.expert)
+        if key not in experts:
+            raise unknown("expert", key, experts, f"in {type(model).__name__}")
+        order = [p for p in model.get_submodule(s.path)._parameters if p in EXPERTS]
+        if order != sorted(order, key=EXPERTS.index):
+            raise UserError(f"{s.path} has its parameters in an order of its own: whose factors are whose is not told")
+        return replace(experts[key], layout=None, out=experts[key].full)
+    host = path_site(model, s.path)
+    if host.path != s.path or host.also:  # tied: here it is this module alone
+        module = _module(model, s.path)
+        shape = weight_shape(module)
+        if shape is None:
+            return replace(host, path=s.path, also=())
+        return Site(path=s.path, key=s.key, target=s.target, layer=None, out=shape[0], in_=shape[1],
+                    transposed=shape[2])  # fmt: skip
+    return host
+
+
+def _copies(model: nn.Module, stored: Stored, spec: LoraSpec) -> dict[str, Any]:
+    """{"path.parameter": trained value} as `put_on` wants them; every one that is stored used, every shape right."""
+    import torch
+
+    from lora_core.sites import find_direct
+
+    for name, value in stored.base_weights.items():
+        path, _, param = name.rpartition(".")
+        own = getattr(_module(model, path), param, None)
+        if own is None or not np.allclose(own.detach().float().cpu().numpy(), value, rtol=1e-2, atol=1e-5):
+            raise UserError(f"{stored.folder} comes with a {name} that is not the model's: it was made for another one")
+    copies, left = {}, dict(stored.copies)
+    for full, places in find_direct(model, spec).items():
+        values = [left.pop(f"{p}.{n}", None) for p, n in places]
+        given = [v for v in values if v is not None]
+        own = getattr(model.get_submodule(places[0][0]), places[0][1])
+        if not given:
+            if stored.spec is not None or places[0][1] != "bias" or any(p in spec.full for p, _ in places):
+                raise UserError(f"{stored.folder / WEIGHTS} has no {full}, which the adapter trains")
+            continue
+        if any(v.shape != tuple(own.shape) for v in given):
+            raise UserError(f"{full} in {stored.folder} is {given[0].shape}, but the model's is {tuple(own.shape)}")
+        if any(not np.array_equal(v, given[0]) for v in given):
+            raise UserError(f"{stored.folder} has unlike values of {full}, which the model uses in several places")
+        copies[full] = torch.tensor(given[0])
+    saved = [] if stored.spec else stored.config.get("modules_to_save") or []
+    for path, module in model.named_modules():
+        for n, p in module._parameters.items() if saved and ".lora" not in path else ():
+            if p is not None and f"{path}.{n}" not in stored.copies and is_saved(path, saved):
+                raise UserError(f"{stored.folder / WEIGHTS} has no {path}.{n}, which {CONFIG} says is saved whole")
+    if left:
+        raise UserError(f"{stored.folder / WEIGHTS} has {next(iter(left))}, which {type(model).__name__} has not")
+    return copies
+
+
+def _changes(model: nn.Module, stored: Stored, sites: list[Site], copies: Mapping[str, Any]) -> bool:
+    """Whether the adapter does anything: factors that are not zero, a copy or a magnitude that is not the model's."""
+    import torch
+
+    def own(name: str) -> Any:
+        path, _, param = name.rpartition(".")
+        return getattr(model.get_submodule(path), param)
+
+    if any(s.changes for s in stored.sites.values()):
+        return True
+    if any(not torch.equal(v.to(own(n)), own(n)) for n, v in copies.items()):
+        return True
+    for site in sites:
+        m = stored.sites[site.key].m
+        if m is not None:
+            norms = site.weight(model.get_submodule(site.path)).float().norm(dim=1).cpu()
+            if not torch.allclose(torch.tensor(m).float(), norms, rtol=1e-3):
+                return True
+    return False
+
+
+__all__ = ["CONFIG", "LAB", "WEIGHTS", "Stored", "StoredSite", "load_into", "read_adapter"]

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lora_core.errors import UserError
+
 if TYPE_CHECKING:
     from lora_core.adapter import Adapter
     from lora_core.files import Stored
@@ -52,7 +54,11 @@ class Spectrum:
 
 
 def spectra(adapter: Adapter | Stored) -> dict[str, Spectrum]:
-    """{key: Spectrum} of all adapted matrices, in the adapter's order; from an attached adapter or a stored one."""
+    """{key: Spectrum} of all adapted matrices, in the adapter's order; from an attached adapter or a stored one.
+
+    DoRA's ΔW has full rank and takes W0 to know: UserError for a stored adapter, the spectrum of W' − W0 for an
+    attached one.
+    """
     items = _items(adapter)
     sigmas = batched_singular_values({k: (B, A, s) for k, (_, _, B, A, s) in items.items()})
     return {
@@ -65,12 +71,19 @@ def _items(adapter: Adapter | Stored) -> dict[str, tuple[str, int | None, np.nda
     from lora_core.files import Stored
 
     if isinstance(adapter, Stored):
+        if adapter.dora:
+            raise UserError(f"the adapter in {adapter.folder} is DoRA's, whose ΔW has full rank and takes W0 to know:"
+                            " give its base model (spectra --base MODEL)")  # fmt: skip
         return {k: (s.target, s.layer, s.B, s.A, s.scaling) for k, s in adapter.sites.items()}
     out = {}
     for k, site in adapter.sites.items():
         f = adapter.factors(k)
-        B, A = (p.cpu().double().numpy() for p in f.factored())
-        out[k] = (site.target, site.layer, B, A, f.scaling)
+        if f.m is None:
+            B, A, s = *f.factored(), f.scaling
+        else:
+            d = adapter.delta(k)
+            B, A, s = d.B.detach(), d.A.detach(), d.scaling
+        out[k] = (site.target, site.layer, B.cpu().double().numpy(), A.cpu().double().numpy(), s)
     return out
 
 

@@ -16,6 +16,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file, save_file
 from tiny import FAMILIES, filled, ids, targets_of, tiny
+from zoo import make
 
 import lora_core as lc
 
@@ -103,7 +104,9 @@ assert len(s) == 4 and "torch" not in sys.modules, [m for m in sys.modules if m.
     assert done.returncode == 0, done.stderr
 
 
-KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+LAYER = "base_model.model.model.layers.0"
+KEY = f"{LAYER}.self_attn.q_proj.lora_A.weight"
+BKEY = KEY.replace(".lora_A", ".base_layer.lora_B")
 
 
 def tensors(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
@@ -150,9 +153,32 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "config is torn": (lambda f: (f / "adapter_config.json").write_text("{"), "not valid JSON"),
     "config is deep": (lambda f: (f / "adapter_config.json").write_text("[" * 100_000), "not valid JSON"),
     "another method": (config(peft_type="LOHA"), "is a LOHA adapter"),
-    "DoRA": (config(use_dora=True), "use_dora = True"),
-    "trained biases": (config(bias="all"), "bias = 'all'"),
-    "a trained head": (config(modules_to_save=["lm_head"]), "modules_to_save"),
+    "DoRA without magnitudes": (config(use_dora=True), "lora_magnitude_vector is missing"),
+    "a magnitude without DoRA": (
+        tensors(lambda t: t.update({KEY.replace("A.weight", "magnitude_vector"): np.ones(32, np.float32)})),
+        "magnitude_vector do not belong together",
+    ),
+    "nothing that was saved whole": (
+        lambda f: (config(modules_to_save=["mlp.up_proj"])(f), (f / "lora_lab.json").unlink()),
+        "has no model.layers.0.mlp.up_proj.weight, which adapter_config.json says is saved whole",
+    ),
+    "a kind of bias": (config(bias="some"), "bias is 'some'; PEFT has"),
+    "names that are none": (config(target_modules=[7]), "target_modules must be a list of names"),
+    "a pattern without end": (config(rank_pattern={"(a+)+b": 2}), "too involved"),
+    "a pattern that is none": (config(alpha_pattern={"(": 2}), "is no pattern"),
+    "a name that is too long": (config(target_modules="q" * 2000), "too involved"),
+    "two levels of factors": (
+        tensors(lambda t: t.update({KEY.replace(".lora", ".base_layer.lora"): t[KEY], BKEY: t[KEY.replace("A", "B")]})),
+        "factors at 2 levels",
+    ),
+    "a base weight of nothing": (
+        tensors(lambda t: t.update({f"{LAYER}.mlp.up_proj.base_layer.weight": np.ones((48, 32), np.float32)})),
+        "a base weight of a module without factors",
+    ),
+    "another model's base weight": (
+        tensors(lambda t: t.update({KEY.replace("lora_A", "base_layer"): np.ones((32, 32), np.float32)})),
+        "comes with a .*q_proj.weight that is not the model's",
+    ),
     "rank is text": (config(r="8"), "r is '8'"),
     "alpha is NaN": (config(lora_alpha=float("nan")), "lora_alpha is nan"),
     "our own file does not fit": (
@@ -171,6 +197,136 @@ def test_a_folder_that_is_wrong_is_refused_by_name(case: str, tmp_path: Path) ->
         lc.load_adapter(model, folder)
     assert "\n" not in str(e.value)
     assert "lora_adapters" not in model.__dict__ or not model.lora_adapters.adapters
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"lora_bias": True},
+        {"layer_replication": [[0, 2]]},
+        {"trainable_token_indices": [1, 2]},
+        {"use_qalora": True},
+        {"alora_invocation_tokens": [1]},
+        {"use_bdlora": {}},
+        {"arrow_config": {}},
+        {"kasa_config": {}},
+        {"velora_config": {}},
+        {"monteclora_config": {}},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora"},
+    ],
+)
+def test_what_only_peft_can_do_is_refused_by_its_name(setting: dict[str, Any], tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    config(**setting)(folder)
+    with pytest.raises(lc.UserError, match=f"PEFT's {next(iter(setting))} = "):
+        lc.read_adapter(folder)
+
+
+H = "base_model.model.transformer.h.0"
+NORM, BIAS, MAGNITUDE = f"{H}.ln_1.weight", f"{H}.mlp.c_fc.bias", f"{H}.attn.c_attn.lora_magnitude_vector"
+RICH: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a missing magnitude": (tensors(lambda t: t.pop(MAGNITUDE)), "lora_magnitude_vector is missing"),
+    "a short magnitude": (tensors(lambda t: t.update({MAGNITUDE: t[MAGNITUDE][:7]})), "a magnitude \\(7,\\)"),
+    "a magnitude that is a matrix": (tensors(lambda t: t.update({MAGNITUDE: t[MAGNITUDE][None]})), "must be a vector"),
+    "a copy of another shape": (tensors(lambda t: t.update({NORM: t[NORM][:5]})), "ln_1.weight .* is \\(5,\\), but"),
+    "NaN in a copy": (tensors(lambda t: t[NORM].__setitem__(0, np.nan)), "ln_1.weight holds a number that is not"),
+    "a missing copy": (tensors(lambda t: t.pop(NORM)), "has no transformer.h.0.ln_1.weight, which the adapter trains"),
+    "a missing bias": (tensors(lambda t: t.pop(BIAS)), "has no transformer.h.0.mlp.c_fc.bias, which the adapter tr"),
+    "a copy too many": (
+        tensors(lambda t: t.update({BIAS.replace("c_fc", "c_gc"): t[BIAS]})), "which GPT2LMHeadModel has not"),
+    "an unknown tensor": (
+        tensors(lambda t: t.update({BIAS.replace("bias", "scale"): t[BIAS]})), "neither factors nor what"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RICH)
+@pytest.mark.parametrize("lab", [True, False])
+def test_magnitudes_and_copies_that_are_wrong_are_refused(case: str, lab: bool, tmp_path: Path) -> None:
+    spec = lc.LoraSpec(targets=("q", "norm", "bias"), rank=2, dora=True)
+    folder, (break_it, says) = filled(lc.attach(tiny("gpt2"), spec)).save(tmp_path), RICH[case]
+    lc.load_adapter(tiny("gpt2"), folder)
+    if not lab:
+        (folder / "lora_lab.json").unlink()
+    break_it(folder)
+    if case == "a missing bias" and not lab:  # as PEFT's lora_only has it: that one was not trained
+        assert lc.load_adapter(tiny("gpt2"), folder).copies
+        return
+    if case == "a missing copy" and not lab:
+        says = "has no transformer.h.0.ln_1.weight"
+    with pytest.raises(lc.UserError, match=says):
+        lc.load_adapter(tiny("gpt2"), folder)
+
+
+def test_experts_and_tied_matrices_that_do_not_fit(tmp_path: Path) -> None:
+    a = filled(lc.attach(make("mixtral", torch.float32), lc.LoraSpec(targets=("up", "down"), rank=2)))
+    a.save(tmp_path / "experts")
+    with pytest.raises(lc.UserError, match="no expert 'model.layers.0.mlp.experts"):
+        lc.load_adapter(tiny("llama"), tmp_path / "experts")
+    key = f"{LAYER}.mlp.experts.lora_B.weight"
+    tensors(lambda t: t.update({key: t[key][:, :5]}))(tmp_path / "experts")
+    with pytest.raises(lc.UserError, match="its rank is 2"):
+        lc.read_adapter(tmp_path / "experts")
+    filled(lc.attach(tiny("llama"), lc.LoraSpec(targets=("embed",), rank=2))).save(tmp_path / "tied")
+    with pytest.raises(lc.UserError, match="where lm_head and model.embed_tokens share a weight"):
+        model = tiny("llama")
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        lc.load_adapter(model, tmp_path / "tied")
+    key = "base_model.model.lm_head.lora_B.weight"
+    tensors(lambda t: t[key].__setitem__((0, 0), 7))(tmp_path / "tied")
+    with pytest.raises(lc.UserError, match="lm_head is said to share the update"):
+        lc.read_adapter(tmp_path / "tied")
+    (tmp_path / "tied" / "lora_lab.json").unlink()
+    model = tiny("llama")
+    assert list(lc.load_adapter(model, tmp_path / "tied").sites) == ["lm_head", "model.embed_tokens"], "each by itself"
+
+
+@pytest.mark.parametrize("targets", [("embed",), ("norm",), ("q", "bias")])
+@pytest.mark.parametrize("dora", [True, False])
+def test_fresh_ones_change_nothing_and_trained_copies_do(targets: tuple[str, ...], dora: bool, tmp_path: Path) -> None:
+    if dora and targets == ("embed",):
+        return
+    a = lc.attach(tiny("gpt2"), lc.LoraSpec(targets=targets, rank=2, dora=dora))
+    a.save(tmp_path)
+    lc.load_adapter(tiny("gpt2"), tmp_path)  # says itself that it is fresh
+    (tmp_path / "lora_lab.json").unlink()
+    with pytest.raises(lc.UserError, match="would change nothing"):
+        lc.load_adapter(tiny("gpt2"), tmp_path)
+    with torch.no_grad():
+        for n, p in a.named_parameters():
+            p += 0.1 * (not n.endswith((".A", ".B")))
+    a.save(tmp_path)
+    (tmp_path / "lora_lab.json").unlink()
+    if targets != ("embed",):
+        assert lc.load_adapter(tiny("gpt2"), tmp_path)
+
+
+def test_what_is_stored_is_said_without_a_model(tmp_path: Path) -> None:
+    a = filled(lc.attach(tiny("gpt2"), lc.LoraSpec(targets=("q", "v", "norm"), rank=2, dora=True)))
+    stored = lc.read_adapter(a.save(tmp_path))
+    assert stored.dora and stored.copies.keys() == a.copies.keys()
+    assert all(np.array_equal(v, a.copies[n].detach().numpy()) for n, v in stored.copies.items())
+    for key, s in stored.sites.items():
+        f = a.factors(key)
+        assert f.m is not None and s.m is not None and np.array_equal(s.m, f.m.detach().numpy())
+        assert np.array_equal(s.A, f.A.detach().numpy()) and np.array_equal(s.B, f.B.detach().numpy())
+    with pytest.raises(lc.UserError, match="whose ΔW has full rank and takes W0 to know"):
+        lc.spectra(stored)
+    found = lc.spectra(a)
+    for key, s in found.items():
+        dense = torch.linalg.svdvals(a.delta(key).dense().double())
+        assert np.allclose(s.singular_values, dense.numpy(), atol=1e-6) and s.rank == 32
+
+
+def test_adapters_of_before_are_read_as_ever() -> None:
+    """app/recorded/adapter is of this format's first days."""
+    folder = Path(__file__).parents[1] / "app" / "recorded" / "adapter"
+    stored = lc.read_adapter(folder)
+    raw = load_file(folder / "adapter_model.safetensors")
+    assert stored.spec is not None and len(stored.sites) == len(raw) // 2 > 0 and not stored.fresh
+    for s in stored.sites.values():
+        assert s.changes and s.layout is None and s.scaling == stored.spec.scale()
+        assert np.array_equal(s.A, raw[f"base_model.model.{s.path}.lora_A.weight"])
 
 
 def test_no_folder_and_a_file_in_its_place(tmp_path: Path) -> None:

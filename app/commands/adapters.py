@@ -14,7 +14,6 @@ from lora_core.errors import UserError
 
 if TYPE_CHECKING:
     from lora_core.adapter import Adapter
-    from lora_core.files import Stored
     from lora_core.models import ModelInfo
     from lora_core.tasks import Row, Task
 
@@ -147,16 +146,21 @@ def spectra(
     base: Annotated[str | None, typer.Option(help="Load this model and set each update beside its W0.")] = None,
     json: Json = False,
 ) -> Result:
-    """Every adapted matrix's spectrum: singular values, norm, effective ranks. Needs no model and no torch."""
+    """Every adapted matrix's spectrum: singular values, norm, effective ranks. Needs no model and no torch; DoRA's
+    updates need --base, as they depend on W0."""
     from lora_core.files import read_adapter
     from lora_core.spectra import spectra as of
 
     folder = adapter_folder(adapter)
     stored = read_adapter(folder)
-    matrices = [s.to_dict() for s in of(stored).values()]
-    if base is not None:
-        for matrix, more in zip(matrices, beside(folder, base, stored), strict=True):
-            matrix |= more
+    if base is None:
+        matrices: list[dict[str, Any]] = [s.to_dict() for s in of(stored).values()]
+    else:
+        from lora_core import load_adapter, load_model
+
+        on_base, _ = load_model(base, device="cpu", dtype="float32", labels=stored.info.get("labels"))
+        attached = load_adapter(on_base, folder, "adapted")
+        matrices = [s.to_dict() | more for s, more in zip(of(attached).values(), beside(attached), strict=True)]
     head = ["matrix", "rank", "norm", "stable rank", "90 % energy", "largest σ"]
     rows = [[m["path"], str(m["rank"]), f"{m['norm']:.4g}", number(m["stable_rank"], 2), str(m["energy_90"]),
              f"{max(m['singular_values'], default=0.0):.4g}"] for m in matrices]  # fmt: skip
@@ -268,14 +272,12 @@ def scores(a: Adapter, tokenizer: Any, task: Task, limit: int) -> dict[str | Non
     return score(a.model, tokenizer, task, adapters=[None, a.name], limit=limit) if rows else {}
 
 
-def beside(folder: Path, base: str, stored: Stored) -> list[dict[str, float]]:
+def beside(a: Adapter) -> list[dict[str, float]]:
     """For each matrix: ‖W0‖_F, ‖ΔW‖_F/‖W0‖_F, and how much ΔW amplifies its own directions of W0 (section 7.3)."""
-    from lora_core import amplification, load_adapter, load_model
+    from lora_core import amplification
 
-    model, _ = load_model(base, device="cpu", dtype="float32", labels=stored.info.get("labels"))
-    a = load_adapter(model, folder, "adapted")
     found = []
-    for key in stored.sites:
+    for key in a.sites:
         delta, weight = a.delta(key), a.W0(key)
         whole = float(weight.double().norm())
         found.append({"base_norm": whole, "relative_norm": float(delta.norm()) / whole,
