@@ -21,6 +21,7 @@ from lora_core import embedded, hub, machine, models
 from lora_core.spectra import energy
 from lora_core.subspace import amplification
 from tests.model_folder import tiny_llama
+from tests.tokenizer_fixture import tiny_tokenizer
 
 
 def raising(error: BaseException) -> Any:
@@ -241,8 +242,6 @@ def test_smollm2_is_taken_out_of_the_gguf_file_in_its_wheel(tmp_path: Path) -> N
     from gguf import GGUFWriter, TokenType
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from tests.tokenizer_fixture import tiny_tokenizer
-
     tokenizer = tiny_tokenizer()
     core = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     torch.manual_seed(0)
@@ -299,3 +298,50 @@ def test_smollm2_is_taken_out_of_the_gguf_file_in_its_wheel(tmp_path: Path) -> N
     assert its("it is 34").input_ids == its("it is 3").input_ids + its("4").input_ids, "each digit is split off"
     assert its.decode(its("the quick, brown fox.").input_ids) == "the quick, brown fox."
     assert AutoTokenizer.from_pretrained(to).model_max_length == 64
+
+
+# ---- checkpoints and measurements
+FAST: dict[str, Any] = dict(steps=4, batch_size=4, eval_rows=4, max_tokens=48, checkpoint_every=1)
+
+
+def test_a_run_with_a_frozen_a_resumes_bit_equal(tmp_path: Path) -> None:
+    task, spec, config = lc.load_task("pirate", train=16, test=4), lc.LoraSpec(rank=2, train_A=False), FAST
+    whole = lc.attach(tiny("llama"), spec, seed=3)
+    list(lc.train(whole, task, lc.TrainConfig(**config), tokenizer=tiny_tokenizer()))
+    for stop in (lambda: True, None):  # stopped after its first step; then another process, with another seed
+        a = lc.attach(tiny("llama"), spec, seed=3 if stop else 4)
+        how: dict[str, Any] = dict(tokenizer=tiny_tokenizer(), stop=stop, checkpoint=tmp_path / "c")
+        list(lc.train(a, task, lc.TrainConfig(**config), **how))
+    assert not (tmp_path / "c").exists()
+    for (n, p), (_, q) in zip(a.named_parameters(), whole.named_parameters()):  # pyright: ignore
+        assert torch.equal(p, q), n
+
+
+def test_checkpoints_that_cannot_be_read_or_written(tmp_path: Path) -> None:
+    task = lc.load_task("pirate", train=16, test=4)
+    a = lc.attach(tiny("llama"), lc.LoraSpec(rank=2))
+    (tmp_path / "c").write_bytes(b"no checkpoint")
+    (tmp_path / "file").write_text("")
+    for file, says in ((tmp_path / "c", "cannot be read"), (tmp_path / "file" / "c", "cannot write the checkpoint")):
+        how: dict[str, Any] = dict(tokenizer=tiny_tokenizer(), checkpoint=file)
+        with pytest.raises(lc.UserError, match=says):
+            list(lc.train(a, task, lc.TrainConfig(**FAST), **how))
+    assert all(p.grad is None for p in a.parameters())
+
+
+def test_losses_are_measured_with_one_adapter_alone_whatever_is_on() -> None:
+    model = tiny("llama", dtype=torch.float64)
+    a = filled(lc.attach(model, lc.LoraSpec(rank=2), name="a"), 1)
+    b = filled(lc.attach(model, lc.LoraSpec(rank=2), name="b"), 2)
+    a.enable(False)
+    b.merge()
+    rows = lc.load_task("pirate", train=6, test=2).train
+    found: Any = lc.evaluate(model, tiny_tokenizer(), rows, adapters=[None, "a", "b"])
+    assert (a.on, b.on, b.merged) == (False, True, True), "as it was"
+    a.detach()
+    b.detach()
+    alone: Any = lc.evaluate(model, tiny_tokenizer(), rows)
+    assert found[None].to_dict() == pytest.approx(alone[None].to_dict(), rel=1e-6)
+    assert len({round(x.loss, 6) for x in found.values()}) == 3
+    diffs = lc.token_differences(tiny("llama"), tiny_tokenizer(), "x", " ", "none")
+    assert diffs == []
