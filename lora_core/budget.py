@@ -177,7 +177,7 @@ def budget(model: nn.Module, spec: LoraSpec, *, tokens: int = 512, labelled: int
 
 def _asked(spec: LoraSpec, path: str, name: str, outside: bool) -> str:
     """What in the spec a parameter is trained for."""
-    module = next((n for n in spec.full if path == n or path.startswith(f"{n}.")), None)
+    module = next((n for n in spec.full if f"{path}.{name}.".startswith(f"{n}.")), None)
     if module or (outside and "head" in spec.full):
         return module or "head"
     return next((t for t in ("bias", "norm") if t in spec.targets and (t == "norm" or name == "bias")), "head")

@@ -80,6 +80,7 @@ def cases(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     names = [*targets_of(model), "embed", "head", "norm", "bias"]
     ranks = st.integers(1, 4)
     modules = [p for p, m in model.named_modules() if p and any(True for _ in m.parameters(recurse=False))]
+    modules += [n for n, _ in model.named_parameters()]
     return name, {
         "targets": tuple(draw(st.lists(st.sampled_from(names), min_size=1, max_size=4))),
         "rank": draw(ranks),
