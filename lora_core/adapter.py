@@ -205,14 +205,20 @@ class Adapter:
 
     def _check_tied(self) -> None:
         """A weight that another module uses too must not be changed behind its back."""
-        mine = self.weights()
+        mine = {p: self._parts_on(p, host) for p, host in self.weights().items()}
         for path, module in self.model.named_modules(remove_duplicate=False):
             for p in module._parameters.values():
-                if p in mine and not any(module is h for h in self._hosts.values()):
+                if p is not None and p in mine and self._parts_on(p, module) != mine[p]:
                     raise UserError(
                         f"adapter {self.name!r} cannot be merged: {path} shares a weight that it adapts elsewhere (they"
                         " are tied), and would change with it. Go on unmerged"
                     )
+
+    def _parts_on(self, weight: nn.Parameter, host: nn.Module) -> list[Part]:
+        """What of this adapter acts on a weight in one of the modules that have it; nn.Modules compare by identity."""
+        parts = _parts(host) if isinstance(host, Adapted) else []
+        mine = [p for p in parts if p.switch is self._switch]
+        return [p for p in mine if any(host._parameters[n] is weight for n in p.params) and not isinstance(p, Copies)]
 
     def _check_dora(self) -> None:
         """DoRA measures W0 itself, so a weight with something merged into it is not what it was trained beside."""
@@ -391,6 +397,9 @@ def switch(model: nn.Module, old: str | None, new: str | None) -> None:
     """
     target = get_adapter(model, new) if new is not None else None
     merged = get_adapter(model, old).merged if old is not None else False
+    if target is not None and merged:  # what cannot be merged is told before anything changes
+        target._check_tied()
+        target._check_dora()
     for a in book_of(model).adapters.values():
         if a is not target:
             a.unmerge()

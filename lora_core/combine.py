@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from lora_core.adapter import Adapter, get_adapter, put_on, wide
+from lora_core.adapter import Adapter, book_of, get_adapter, put_on, wide
 from lora_core.delta import Delta
 from lora_core.errors import UserError, unknown
+from lora_core.quantised import Bits
 from lora_core.sites import Site
 from lora_core.spec import LoraSpec
 
@@ -33,7 +34,8 @@ def combine(
     "factors"  B = Σ √wᵢ·Bᵢ, A = Σ √wᵢ·Aᵢ (weights ≥ 0, equal ranks and matrices): ΔW is the sum plus the cross terms
                √(wᵢwⱼ)·Bᵢ·Aⱼ, so it is the sum only where those vanish
 
-    The new adapter is off; `switch` to it. Raises UserError for names, weights or ranks that do not go together.
+    What the adapters trained themselves (norms, biases, heads) is added up in the same way, whatever the method. The
+    new adapter is off; `switch` to it. Raises UserError for names, weights or ranks that do not go together.
     """
     if method not in METHODS:
         raise unknown("method", str(method), METHODS)
@@ -56,15 +58,28 @@ def combine(
             total.truncate(min(rank or max(d.rank for _, d in terms), *total.shape)) if method == "svd" else total
         )
     ranks = {key: d.rank for key, d in deltas.items()}
-    top = max(ranks.values())
+    top = max(ranks.values(), default=1)
     odd = {k: r for k, r in ranks.items() if r != top}
-    spec = LoraSpec(
-        targets=tuple(sites), rank=top, alpha=top, rank_pattern=odd, alpha_pattern={k: float(r) for k, r in odd.items()}
-    )
+    copies = {k: c.detach() for k, c in _copies(model, {n: (w, parts[n]) for n, w in weights.items()}).items()}
+    spec = LoraSpec(targets=tuple(sites) or ("norm",), rank=top, alpha=top, rank_pattern=odd, full=tuple(copies),
+                    alpha_pattern={k: float(r) for k, r in odd.items()})  # fmt: skip
     tensors = {key: (d.A, d.scaling * d.B, 1.0) for key, d in deltas.items()}
-    adapter = put_on(model, spec, name, list(sites.values()), tensors)
+    adapter = put_on(model, spec, name, list(sites.values()), tensors, copies=copies)
     adapter.enable(False)
     return adapter
+
+
+def _copies(model: nn.Module, parts: Mapping[str, tuple[float, Adapter]]) -> dict[str, torch.Tensor]:
+    """{"path.name": W + Σ wᵢ·(copyᵢ − W)} of what the adapters trained themselves."""
+    out: dict[str, torch.Tensor] = {}
+    kept = book_of(model).kept
+    for w, a in parts.values():
+        for key, copy in a.copies.items():
+            own = model.get_parameter(key)
+            bits = kept.get(own, own)
+            W = own if isinstance(bits, Bits) else bits
+            out[key] = out.get(key, W.to(copy.dtype)) + w * (copy - W)
+    return out
 
 
 def _by_factors(key: str, terms: list[tuple[float, Delta]], parts: int) -> Delta:

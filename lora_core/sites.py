@@ -206,10 +206,11 @@ def find_direct(model: nn.Module, spec: LoraSpec) -> dict[str, list[tuple[str, s
     hits: dict[int, list[tuple[str, str]]] = {}
     used: set[str] = set()
     modules = [(p, m) for p, m in model.named_modules(remove_duplicate=False) if ".lora" not in f".{p}"]
+    named = {p for p, m in modules if p and any(True for _ in m.parameters())}
+    named |= {f"{p}.{n}" for p, m in modules for n, w in m._parameters.items() if w is not None}
     for name in spec.full:
-        if name != "head" and not any(p == name and any(True for _ in m.parameters()) for p, m in modules):
-            raise unknown("module", name, [p for p, m in modules if p and any(True for _ in m.parameters())],
-                          f"in {type(model).__name__}")  # fmt: skip
+        if name != "head" and name not in named:
+            raise unknown("module", name, sorted(named), f"in {type(model).__name__}")
     for path, module in modules:
         layer = re.search(r"(?:^|\.)(\d+)\.", path)
         chosen = spec.layers == "all" or (layer is not None and int(layer[1]) in spec.layers)
@@ -217,7 +218,7 @@ def find_direct(model: nn.Module, spec: LoraSpec) -> dict[str, list[tuple[str, s
             if p is None:
                 continue
             why = [t for t in DIRECT if t in spec.targets and chosen and _is(t, module, name)]
-            why += [n for n in spec.full if path == n or path.startswith(f"{n}.")]
+            why += [n for n in spec.full if f"{path}.{name}".startswith(f"{n}.") or f"{path}.{name}" == n]
             if "head" in spec.full and id(p) not in inner:
                 why.append("head")
             if why:

@@ -32,7 +32,8 @@ class LoraSpec:
     dora     W' = m·(W0 + s·B·A)/‖W0 + s·B·A‖ with the norm of each row and m trained (DoRA, arXiv 2402.09353)
     mask     above 0: ΔW = s·B·diag(g)·A with gates g (rank,), which training pulls to exactly 0 with this strength (as
              SoRA, arXiv 2311.11696): the rank is learned, and `rank` is the most it can be
-    full     modules trained in full and saved with the adapter, by path; "head" is a classifier's head
+    full     modules (or single parameters) trained in full and saved with the adapter, by path; "head" is a
+             classifier's head
     dropout  probability with which an entry of x is dropped on its way through A, while training
     rank_pattern, alpha_pattern  {name: value} that override rank and alpha; a name is a target or a site's key
 
@@ -68,6 +69,8 @@ class LoraSpec:
         for name in ("train_A", "dora"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name} is {getattr(self, name)!r}; it is True or False")
+        if self.dora and self.init in ("pissa", "gradient"):
+            raise UserError(f"dora=True begins at W0 itself, and init={self.init!r} elsewhere; leave out one of them")
         put("full", _names(self.full) if self.full else ())
         if isinstance(self.mask, bool) or not isinstance(self.mask, (int, float)) or not 0 <= self.mask < math.inf:
             raise UserError(f"mask is {self.mask!r}; it is 0 (no gates) or the strength that pulls them to zero")

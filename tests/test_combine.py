@@ -107,3 +107,30 @@ def test_subtract_add_drifts_and_switch_does_not(dtype: torch.dtype, worst: floa
         lc.switch(m, *(("a", "b") if i % 2 == 0 else ("b", "a")))
     lc.switch(m, "a", None)
     assert lc.drift(m.get_submodule(key).weight, weights[f"{key}.weight"]) == (0.0, 0.0)
+
+
+def test_what_was_trained_itself_is_combined_too() -> None:
+    model = tiny("llama", dtype=torch.float64)
+    spec = lc.LoraSpec(targets=("q", "embed", "norm"), rank=2)
+    for i, name in enumerate("ab"):
+        a = filled(lc.attach(model, spec, name=name), i)
+        a.enable(False)
+    both = lc.combine(model, {"a": 0.5, "b": 2.0}, "both", method="svd", rank=4)
+    assert both.sites["model.embed_tokens"].also == ("lm_head",)
+    for key, copy in both.copies.items():
+        W, a, b = model.get_parameter(key), *(lc.get_adapter(model, n).copies[key] for n in "ab")
+        torch.testing.assert_close(copy, W + 0.5 * (a - W) + 2.0 * (b - W))
+    lc.switch(model, None, "both")
+    with torch.no_grad():
+        want = model(ids()).logits
+        both.merge()
+        torch.testing.assert_close(model(ids()).logits, want, rtol=0, atol=1e-10)
+
+
+def test_dora_is_combined_by_its_true_update() -> None:
+    model = tiny("llama", dtype=torch.float64)
+    a = filled(lc.attach(model, lc.LoraSpec(targets=("q",), rank=2, dora=True), name="a"), 1)
+    want = {k: 0.5 * d for k, d in a.deltas().items()}
+    half = lc.combine(model, {"a": 0.5}, "half")
+    for key, d in half.deltas().items():
+        torch.testing.assert_close(d.dense(), want[key].dense())

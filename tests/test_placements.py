@@ -11,6 +11,7 @@ from tiny import bits, targets_of
 from zoo import CONFIGS, inputs, make, out
 
 import lora_core as lc
+from lora_core.adapter import put_on
 from lora_core.layers import Fused
 from lora_core.sites import find_direct, find_ends
 
@@ -304,9 +305,25 @@ def test_gates_go_through_the_fused_product(monkeypatch: pytest.MonkeyPatch) -> 
     assert Fused is not None
 
 
+def test_two_updates_of_one_tied_weight_cannot_be_merged() -> None:
+    """As PEFT's on embed_tokens and lm_head of a tied model, each of which acts in its own module alone."""
+    import dataclasses
+
+    model = make("llama, tied, with biases")
+    site = find_ends(model)["embed"]
+    turned = dict(path="lm_head", key="lm_head", out=site.in_, in_=site.out, transposed=False, lookup=False)
+    alone = [dataclasses.replace(site, also=()), dataclasses.replace(site, also=(), **turned)]  # type: ignore[arg-type]
+    spec = lc.LoraSpec(targets=("model.embed_tokens", "lm_head"), rank=2)
+    tensors = {s.key: (torch.randn(2, s.in_), torch.randn(s.out, 2), 1.0) for s in alone}
+    a = put_on(model, spec, "a", alone, tensors)
+    with pytest.raises(lc.UserError, match="shares a weight that it adapts elsewhere"):
+        a.merge()
+
+
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
+        ({"dora": True, "init": "pissa"}, "begins at W0 itself"),
         ({"dora": 1}, "dora is 1; it is True or False"),
         ({"mask": -1.0}, "mask is -1.0"),
         ({"mask": float("nan")}, "mask is nan"),
