@@ -32,7 +32,7 @@ ISA = re.compile(r"^(avx|avx2|fma|avx512f|avx512_bf16|avx512_fp16|amx_tile|amx_b
 
 
 def device() -> str:
-    """"cuda", "mps" or "cpu": the fastest that torch can use here."""
+    """ "cuda", "mps" or "cpu": the fastest that torch can use here."""
     import torch
 
     if torch.cuda.is_available():
