@@ -209,6 +209,8 @@ def find_direct(model: nn.Module, spec: LoraSpec) -> dict[str, list[tuple[str, s
     named = {p for p, m in modules if p and any(True for _ in m.parameters())}
     named |= {f"{p}.{n}" for p, m in modules for n, w in m._parameters.items() if w is not None}
     for name in spec.full:
+        if name == "head" and base is model:
+            raise UserError(f"{type(model).__name__} is a bare body without a head; name modules to train in full")
         if name != "head" and name not in named:
             raise unknown("module", name, sorted(named), f"in {type(model).__name__}")
     for path, module in modules:

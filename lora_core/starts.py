@@ -12,7 +12,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from lora_core.adapter import Adapter
-    from lora_core.objective import CausalLM
+    from lora_core.objective import Objective
 
 GAMMA = 16.0  # of LoRA-GA's stable scale
 
@@ -55,7 +55,7 @@ def pissa(adapter: Adapter, seed: int = 0) -> None:
             f.anchor(root[:, None] * V[:, :r].T, U[:, :r] * root)
 
 
-def from_gradient(adapter: Adapter, objective: CausalLM, items: Sequence[Any], seed: int = 0) -> None:
+def from_gradient(adapter: Adapter, objective: Objective, items: Sequence[Any], seed: int = 0) -> None:
     """Start along the first gradient G of each full matrix (LoRA-GA, arXiv 2407.05000).
 
     A0 is G's first r right-singular vectors, B0 its next r left ones, both times out^¼/√γ with γ = 16, so that the

@@ -7,15 +7,17 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from lora_core.checkpoint import restore_checkpoint, save_checkpoint
 from lora_core.errors import UserError, unknown
 from lora_core.evaluate import mean_loss, spread
+from lora_core.machine import keep_heap
 from lora_core.objective import Objective, endless, objective_for
 from lora_core.preference import BETA
 from lora_core.starts import from_gradient
@@ -211,7 +213,7 @@ def train(
         for _ in range(start * config.accumulate):
             next(order)
     elif adapter.spec.init == "gradient" and all(adapter.factors(k).untouched for k in adapter.sites):
-        from_gradient(adapter, cast(Any, objective), items[: 4 * config.batch_size], config.seed)
+        from_gradient(adapter, objective, items[: 4 * config.batch_size], config.seed)
     began, before = time.perf_counter(), train_s
     was = model.training, adapter.on
     adapter.enable()
@@ -232,6 +234,8 @@ def train(
                           seconds=time.perf_counter() - began, left_s=left, **more)  # fmt: skip
 
     eval_s = 0.0
+    heap = ExitStack()
+    heap.enter_context(keep_heap())
     try:
         if base_loss is None:
             with adapter.disabled():
@@ -305,6 +309,7 @@ def train(
         if file and reason == "done":
             file.unlink(missing_ok=True)
     finally:
+        heap.close()
         for p in params:
             p.grad = None
         model.train(was[0])
