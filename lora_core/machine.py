@@ -116,7 +116,6 @@ def peak_bytes(on: str = "cpu") -> int:
     return int(used if platform.system() == "Darwin" else used * 1024)
 
 
-@cache
 @contextmanager
 def keep_heap() -> Iterator[None]:
     """Within the block freed memory stays with this process (glibc; elsewhere nothing happens).
@@ -141,6 +140,7 @@ def keep_heap() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
+@cache
 def _threads() -> int:
     """The threads that torch began with: a page that lends some of them to a training is still the same machine."""
     import torch
