@@ -293,31 +293,39 @@ class Fused(torch.autograd.Function):
 
     It keeps x and u = A·x and nothing else, adds into W0·x in place, and never forms a gradient of W0. With g = ∂L/∂h:
     ∂L/∂B = s·gᵀu,  ∂L/∂A = s·(g·B)ᵀx,  ∂L/∂x = g·W0 + s·(g·B)·A.
+    Several pairs of factors may each have some tokens of the batch: cuts are (first token, last + 1, s) of each.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W0: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, s: float) -> Tensor:
-        A16, B16 = A.to(x.dtype), B.to(x.dtype)
+    def forward(ctx: Any, x: Tensor, W0: Tensor, bias: Tensor | None, cuts: Sequence[tuple[int, int, float]],
+                *factors: Tensor) -> Tensor:  # fmt: skip
+        narrow = [f.to(x.dtype) for f in factors]  # A1, B1, A2, B2, …
         y = F.linear(x, W0, bias)
-        u = F.linear(x.reshape(-1, x.shape[-1]), A16)
-        y.view(-1, y.shape[-1]).addmm_(u, B16.T, alpha=s)
-        ctx.save_for_backward(x, u, W0, A16, B16)
-        ctx.s, ctx.dtypes = s, (A.dtype, B.dtype)
+        x2, y2 = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        us = []
+        for (i, j, s), A, B in zip(cuts, narrow[::2], narrow[1::2], strict=True):
+            us.append(F.linear(x2[i:j], A))
+            y2[i:j].addmm_(us[-1], B.T, alpha=s)
+        ctx.save_for_backward(x, W0, *us, *narrow)
+        ctx.cuts, ctx.dtype = cuts, factors[0].dtype
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, u, W0, A, B = ctx.saved_tensors
-        g = grads[0].reshape(-1, W0.shape[0])
-        x2 = x.reshape(-1, x.shape[-1])
-        gB = torch.mm(g, B).mul_(ctx.s)  # (tokens, r)
-        dB = torch.mm(g.T, u).mul_(ctx.s) if ctx.needs_input_grad[4] else None
-        dA = torch.mm(gB.T, x2) if ctx.needs_input_grad[3] else None
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = torch.mm(g, W0).addmm_(gB, A).view(x.shape)
-        return (dx, None, None, dA if dA is None else dA.to(ctx.dtypes[0]), dB if dB is None else dB.to(ctx.dtypes[1]),
-                None)  # fmt: skip
+        x, W0, *rest = ctx.saved_tensors
+        us, factors = rest[: len(ctx.cuts)], rest[len(ctx.cuts) :]
+        g, x2 = grads[0].reshape(-1, W0.shape[0]), x.reshape(-1, x.shape[-1])
+        need = ctx.needs_input_grad
+        dx = torch.mm(g, W0) if need[0] else None
+        out: list[Tensor | None] = []
+        for n, ((i, j, s), u) in enumerate(zip(ctx.cuts, us, strict=True)):
+            A, B = factors[2 * n], factors[2 * n + 1]
+            gB = torch.mm(g[i:j], B).mul_(s)  # (tokens, r)
+            out.append(torch.mm(gB.T, x2[i:j]).to(ctx.dtype) if need[4 + 2 * n] else None)
+            out.append(torch.mm(g[i:j].T, u).mul_(s).to(ctx.dtype) if need[5 + 2 * n] else None)
+            if dx is not None:
+                dx[i:j].addmm_(gB, A)
+        return (None if dx is None else dx.view(x.shape), None, None, None, *out)
 
 
 class Store(nn.ModuleDict):
@@ -340,11 +348,16 @@ class Adapted:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         acting = list(self.active())
-        if len(acting) == 1 and self._can_fuse(acting[0], args):
-            f, me = cast(Factors, acting[0]), cast(nn.Linear, self)
-            A, B = f.pair()
-            A, B = (B.T, A.T) if f.lookup else (A, B)  # the head of a tied model
-            return Fused.apply(args[0], me.weight, me.bias, A, B, f.scaling)
+        if acting and self._can_fuse(acting, args):
+            me, x = cast(nn.Linear, self), cast(Tensor, args[0])
+            tokens, cuts, factors = x.numel() // x.shape[-1], [], []
+            for f in cast(list[Factors], acting):
+                A, B = f.pair()
+                factors += (B.T, A.T) if f.lookup else (A, B)  # lookup: the head of a tied model
+                rows, each = f.switch.rows, tokens // max(1, f.switch.batch)
+                some = isinstance(rows, slice)
+                cuts.append((rows.start * each, rows.stop * each, f.scaling) if some else (0, tokens, f.scaling))
+            return Fused.apply(x, me.weight, me.bias, cuts, *factors)
         me, own = cast(nn.Module, self), cast(Callable[..., Any], super().forward)  # pyright: ignore
         swaps = [p for p in acting if isinstance(p, (Copies, Experts))]
         with _standing_in(me, [p for p in swaps if p.switch.rows is None]):
@@ -356,19 +369,20 @@ class Adapted:
                     y = f.add_to(y, args[0], me, base)
         return y
 
-    def _can_fuse(self, f: Part, args: tuple[Any, ...]) -> bool:
-        if not (isinstance(f, Factors) and type(self).__bases__[1] is nn.Linear and len(args) == 1):
+    def _can_fuse(self, acting: Sequence[Part], args: tuple[Any, ...]) -> bool:
+        if type(self).__bases__[1] is not nn.Linear or len(args) != 1:
             return False
         me, x = cast(nn.Linear, self), args[0]
-        return (
-            f.rows is None
+        if me.weight.requires_grad or x.dtype != me.weight.dtype or torch.is_autocast_enabled(x.device.type):
+            return False
+        return all(
+            isinstance(f, Factors)
+            and f.rows is None
             and f.A0 is None
             and f.m is None
-            and f.switch.rows is None
             and not (f.dropout and f.training)
-            and not me.weight.requires_grad
-            and x.dtype == me.weight.dtype
-            and not torch.is_autocast_enabled(x.device.type)
+            and (f.switch.rows is None or isinstance(f.switch.rows, slice) and x.shape[0] % f.switch.batch == 0)
+            for f in acting
         )
 
 

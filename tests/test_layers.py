@@ -29,7 +29,7 @@ def test_fused_equals_plain_and_the_closed_forms(sizes: tuple[int, int, int, int
     W0, bias = draw(o, i), draw(o, seed=5) if biased else None
     x, A, B = (t.requires_grad_() for t in (draw(n, i, seed=1), draw(r, i, seed=2), draw(o, r, seed=3)))
     g = draw(n, o, seed=4)
-    y = cast(torch.Tensor, Fused.apply(x, W0, bias, A, B, s))
+    y = cast(torch.Tensor, Fused.apply(x, W0, bias, [(0, len(x), s)], A, B))
     torch.testing.assert_close(y, x @ (W0 + s * B @ A).T + (0 if bias is None else bias), rtol=1e-10, atol=1e-10)
     dx, dA, dB = torch.autograd.grad(y, (x, A, B), g)
     u = x @ A.T
@@ -40,7 +40,8 @@ def test_fused_equals_plain_and_the_closed_forms(sizes: tuple[int, int, int, int
 
 def test_fused_passes_autograds_numeric_check() -> None:
     x, A, B = (t.requires_grad_() for t in (draw(2, 3, 5), draw(2, 5, seed=1), draw(4, 2, seed=2)))
-    assert torch.autograd.gradcheck(lambda x, A, B: Fused.apply(x, draw(4, 5, seed=3), None, A, B, 0.5), (x, A, B))
+    assert torch.autograd.gradcheck(lambda x, A, B: Fused.apply(x, draw(4, 5, seed=3), None, [(0, 6, 0.5)], A, B),
+                                    (x, A, B))  # fmt: skip
 
 
 def layers(kind: str) -> tuple[nn.Module, int]:
