@@ -36,6 +36,7 @@ _HOME = {
     "lora_core.objective": ("CausalLM", "Objective"),
     "lora_core.classification": ("Classification",),
     "lora_core.preference": ("Preference",),
+    "lora_core.sweep": ("SweepEvent", "sweep"),
     "lora_core.train": ("TrainConfig", "TrainEvent", "train"),
     "lora_core.generate": ("Generation", "generate"),
     "lora_core.evaluate": ("Loss", "TokenDiff", "evaluate", "measure", "score", "token_differences"),
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from lora_core.spec import LoraSpec
     from lora_core.spectra import Spectrum, same_norm_random, spectra
     from lora_core.subspace import amplification, geodesic_distance, phi, projection_distance
+    from lora_core.sweep import SweepEvent, sweep
     from lora_core.tasks import Row, Task, labels_of, load_data, load_task, task_names
     from lora_core.train import TrainConfig, TrainEvent, train
 

@@ -109,6 +109,11 @@ class Classification:
     def loss(self, batch: TextBatch) -> Tensor:
         return F.cross_entropy(self.logits(batch.ids, batch.mask), batch.labels, reduction="sum")
 
+    def losses(self, batch: TextBatch, parts: int) -> list[Tensor]:
+        """The loss of each of so many equal parts of the batch's rows."""
+        pairs = zip(self.logits(batch.ids, batch.mask).chunk(parts), batch.labels.chunk(parts), strict=True)
+        return [F.cross_entropy(x, y, reduction="sum") for x, y in pairs]
+
     def sums(self, batch: TextBatch) -> dict[str, float]:
         """loss, and accuracy: the share of texts whose likeliest label is theirs."""
         logits = self.logits(batch.ids, batch.mask)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lora_core import fast
 from lora_core.errors import UserError, unknown
+from lora_core.layers import Adapted
 from lora_core.tasks.encode import Encoded, encode_many
 
 if TYPE_CHECKING:
@@ -118,11 +119,23 @@ class CausalLM:
         targets = batch.labels[:, 1:].reshape(-1)
         at = (targets != IGNORED).nonzero().squeeze(1)
         if self.split:
-            head, h = cast(Any, self.model).get_output_embeddings(), self._hidden(batch.ids, at)
-            if (loss := fast.loss_of(head, h, targets[at])) is not None:
-                return loss
-            return F.cross_entropy(wide(head(h)), targets[at], reduction="sum")
+            head = cast(Any, self.model).get_output_embeddings()
+            return self._head_loss(head, self._hidden(batch.ids, at), targets[at])
         return F.cross_entropy(wide(self.logits(batch.ids, at)), targets[at], reduction="sum")
+
+    def losses(self, batch: Batch, parts: int) -> list[Tensor]:
+        """The same for each of so many equal parts of the batch's rows, which hold as many labels each."""
+        targets = batch.labels[:, 1:].reshape(-1)
+        at = (targets != IGNORED).nonzero().squeeze(1)
+        if not self.split:
+            each = self.logits(batch.ids, at).chunk(parts)
+            return [F.cross_entropy(wide(x), t, reduction="sum") for x, t in zip(each, targets[at].chunk(parts))]
+        head = cast(Any, self.model).get_output_embeddings()
+        if Adapted in type(head).__mro__:  # its rows are those of the whole batch
+            each = head(self._hidden(batch.ids, at)).chunk(parts)
+            return [F.cross_entropy(wide(x), t, reduction="sum") for x, t in zip(each, targets[at].chunk(parts))]
+        pairs = zip(self._hidden(batch.ids, at).chunk(parts), targets[at].chunk(parts), strict=True)
+        return [self._head_loss(head, h, t) for h, t in pairs]
 
     def sums(self, batch: Batch) -> dict[str, float]:
         return {"loss": float(self.loss(batch))}
@@ -141,6 +154,11 @@ class CausalLM:
             return cast(Any, self.model).get_output_embeddings()(self._hidden(ids, at))
         out = cast(Any, self.model)(input_ids=ids, use_cache=False).logits[:, :-1]
         return out.reshape(-1, out.shape[-1])[at]
+
+    @staticmethod
+    def _head_loss(head: nn.Module, h: Tensor, targets: Tensor) -> Tensor:
+        loss = fast.loss_of(head, h, targets)
+        return F.cross_entropy(wide(head(h)), targets, reduction="sum") if loss is None else loss
 
     def _hidden(self, ids: Tensor, at: Tensor) -> Tensor:
         hidden = (self.fast or self._body)(ids)[:, :-1]

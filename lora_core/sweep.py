@@ -1,0 +1,185 @@
+"""Many adapters trained together on one frozen base: each row of a batch carries its adapter.
+
+A separate run for each setting loads the model, measures the base and reads all weights at every step again. Here all
+of that happens once; each adapter sees the very rows of its own run, in their order, has an optimiser of its own, and
+ends where its own run would, within rounding.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_core.adapter import Adapter, attach
+from lora_core.adapter import rows as per_row
+from lora_core.errors import UserError
+from lora_core.evaluate import mean_loss, only, spread
+from lora_core.machine import keep_heap
+from lora_core.objective import Objective, endless, objective_for
+from lora_core.spec import LoraSpec
+from lora_core.starts import from_gradient
+from lora_core.train import TrainConfig, TrainEvent, parameter_groups, tokenizer_of, update_norms
+
+if TYPE_CHECKING:
+    from lora_core.tasks import Task
+
+TOGETHER = 4096  # tokens in a forward pass; more gains nothing, since the weights' share is small by then
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepEvent:
+    """A TrainEvent of one of the adapters; `event.train_s` is its share of the steps that it had together."""
+
+    name: str
+    event: TrainEvent
+
+
+class _Run:
+    """One adapter's own: parameters, optimiser, the last good factors, figures."""
+
+    def __init__(self, adapter: Adapter, config: TrainConfig) -> None:
+        self.adapter, self.config = adapter, config
+        self.params = list(adapter.parameters())
+        self.optimizer = torch.optim.AdamW(parameter_groups(adapter, config), lr=config.lr, fused=True)
+        self.good = [p.detach().clone() for p in self.params]
+        self.tokens, self.train_s = 0, 0.0
+        self.held: float | None = None
+        self.message: str | None = None
+
+    def step(self, loss: float, lr: float, step: int) -> float | None:
+        """One optimiser step, and the gradient's norm; None where the loss or the gradient is not finite."""
+        norm = float(torch.nn.utils.clip_grad_norm_(self.params, self.config.clip or math.inf))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            with torch.no_grad():
+                for p, g in zip(self.params, self.good, strict=True):
+                    p.copy_(g)
+            self.message = f"diverged at step {step}, at learning rate {lr:.2g}; the adapter of step {step - 1} is kept"
+            return None
+        with torch.no_grad():
+            for p, g in zip(self.params, self.good, strict=True):
+                g.copy_(p)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["ratio"]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.adapter.shrink(lr)
+        return norm
+
+
+def sweep(model: nn.Module, specs: Mapping[str, LoraSpec], task: Task, config: TrainConfig | None = None, *,
+          objective: Objective | str | None = None, tokenizer: Any = None,
+          stop: Callable[[], bool] | None = None) -> Iterator[SweepEvent]:  # fmt: skip
+    """Attach an adapter for every spec, {name: spec}, and train all of them; events of each as `train` gives them.
+
+    The adapters stay attached and are off afterwards. Raises UserError as `attach` and `train` do, for a spec with
+    dropout (whose draws would be others than in a run of its own), and for an objective that has no `losses`.
+    """
+    config = config or TrainConfig()
+    if not specs:
+        raise UserError("no settings to sweep over: give at least one spec")
+    for name, spec in specs.items():
+        if spec.dropout:
+            raise UserError(f"{name} has dropout, which rows of a shared batch cannot have; train it with `train`")
+    if not task.train:
+        raise UserError(f"task {task.name!r} has no rows to train on")
+    adapters = [attach(model, spec, name, seed=config.seed) for name, spec in specs.items()]
+    goal: Any = objective_for(objective, adapters[0], task, tokenizer or tokenizer_of(model), config)
+    if not hasattr(goal, "losses"):
+        raise UserError(f"objective {goal.name!r} cannot train several adapters in one batch; train them one by one")
+    for a in adapters:
+        goal.check(a)
+    yield from _train(model, [_Run(a, config) for a in adapters], goal, task, config, stop)
+
+
+def _train(model: nn.Module, runs: list[_Run], goal: Any, task: Task, config: TrainConfig,
+           stop: Callable[[], bool] | None) -> Iterator[SweepEvent]:  # fmt: skip
+    items = goal.encode(task.train)
+    held = goal.encode(spread(task.test, config.eval_rows))
+    order = endless([len(e) for e in items], config.batch_size, config.seed)
+    began, was = time.perf_counter(), model.training
+    reason, step = "done", 0
+
+    def event(run: _Run, kind: Any, **more: Any) -> SweepEvent:
+        left = (time.perf_counter() - began) * (config.steps / step - 1) if step else None
+        return SweepEvent(name=run.adapter.name, event=TrainEvent(
+            kind=kind, step=step, steps=config.steps, tokens=run.tokens, tokens_per_s=None, train_s=run.train_s,
+            seconds=time.perf_counter() - began, left_s=left, **more))  # fmt: skip
+
+    def measure(run: _Run) -> float | None:
+        with only(model, run.adapter.name):
+            return mean_loss(goal, held)
+
+    with ExitStack() as after:
+        after.enter_context(keep_heap())
+        after.callback(model.train, was)
+        for run in runs:
+            after.callback(run.adapter.enable, False)
+        with only(model, None):
+            base = mean_loss(goal, held)
+        for run in runs:
+            if run.adapter.spec.init == "gradient":
+                with only(model, run.adapter.name):
+                    from_gradient(run.adapter, goal, items[: 4 * config.batch_size], config.seed)
+            yield event(run, "base", loss=base, held_loss=base)
+        for step in range(1, config.steps + 1):
+            picked = [[items[i] for i in indices] for indices in itertools.islice(order, config.accumulate)]
+            lr = config.rate(step)
+            for group in _groups([r for r in runs if r.message is None], picked):
+                at = time.perf_counter()
+                losses = _backward(model, group, goal, picked)
+                took = (time.perf_counter() - at) / len(group)
+                for run, loss in zip(group, losses, strict=True):
+                    at = time.perf_counter()
+                    norm = run.step(loss, lr, step)
+                    run.tokens += sum(len(e) for rows in picked for e in rows)
+                    run.train_s += took + time.perf_counter() - at
+                    if norm is None:
+                        yield event(run, "end", loss=run.held, held_loss=run.held, reason="diverged",
+                                    message=run.message, norms=update_norms(run.adapter))  # fmt: skip
+                        continue
+                    yield event(run, "step", loss=loss, lr=lr, grad_norm=norm)
+            live = [r for r in runs if r.message is None]
+            if step in config.eval_steps:
+                for run in live:
+                    run.held = measure(run)
+                    yield event(run, "held", held_loss=run.held)
+            if stop is not None and stop() and step < config.steps:
+                reason = "stopped"
+                for run in live:
+                    run.held = measure(run)
+                break
+            if not live:
+                break
+        for run in runs:
+            if run.message is None:
+                yield event(run, "end", loss=run.held, held_loss=run.held, reason=reason,
+                            norms=update_norms(run.adapter))  # fmt: skip
+
+
+def _groups(runs: list[_Run], picked: list[list[Any]]) -> Iterator[list[_Run]]:
+    """Adapters whose rows go through the model together."""
+    tokens = max(max(len(e) for e in rows) * len(rows) for rows in picked)
+    size = max(1, min(len(runs), TOGETHER // max(1, tokens)))
+    yield from (runs[i : i + size] for i in range(0, len(runs), size))
+
+
+def _backward(model: nn.Module, group: list[_Run], goal: Any, picked: list[list[Any]]) -> list[float]:
+    """Gradients of every adapter's own mean loss, and those losses."""
+    model.train()
+    totals = [0.0] * len(group)
+    batches = [goal.batch(rows * len(group)) for rows in picked]
+    labelled = sum(b.labelled for b in batches) / len(group)
+    for rows, batch in zip(picked, batches, strict=True):
+        with per_row(model, [r.adapter.name for r in group for _ in rows]):
+            losses: list[Tensor] = goal.losses(batch, len(group))
+            (torch.stack(losses).sum() / labelled).backward()
+        totals = [t + float(v.detach()) for t, v in zip(totals, losses, strict=True)]
+    return [t / labelled for t in totals]
