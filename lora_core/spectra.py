@@ -6,7 +6,9 @@ All of it from the factors, in float64 and numpy alone: with Aᵀ = Q_A·R_A and
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,9 @@ from lora_core.errors import UserError
 if TYPE_CHECKING:
     from lora_core.adapter import Adapter
     from lora_core.files import Stored
+
+TOGETHER = 30  # matrices in a batch
+ENOUGH = 1e4  # times λ_min over r: then one pass of Cholesky leaves an error of some 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +66,14 @@ def spectra(adapter: Adapter | Stored) -> dict[str, Spectrum]:
     """
     items = _items(adapter)
     sigmas = batched_singular_values({k: (B, A, s) for k, (_, _, B, A, s) in items.items()})
+    by_rank: dict[int, list[str]] = {}
+    for k, sigma in sigmas.items():
+        by_rank.setdefault(len(sigma), []).append(k)
+    figures = {}
+    for keys in by_rank.values():
+        figures |= dict(zip(keys, _figures(np.stack([sigmas[k] for k in keys])), strict=True))
     return {
-        k: _spectrum(k, t, layer, B.shape[1], (B.shape[0], A.shape[1]), sigmas[k])
+        k: Spectrum(path=k, target=t, layer=layer, rank=B.shape[1], shape=(B.shape[0], A.shape[1]), **figures[k])
         for k, (t, layer, B, A, _) in items.items()
     }
 
@@ -83,7 +94,7 @@ def _items(adapter: Adapter | Stored) -> dict[str, tuple[str, int | None, np.nda
         else:
             d = adapter.delta(k)
             B, A, s = d.B.detach(), d.A.detach(), d.scaling
-        out[k] = (site.target, site.layer, B.cpu().double().numpy(), A.cpu().double().numpy(), s)
+        out[k] = (site.target, site.layer, B.cpu().numpy(), A.cpu().numpy(), s)
     return out
 
 
@@ -92,84 +103,90 @@ def batched_singular_values(factors: Mapping[str, tuple[np.ndarray, np.ndarray, 
     groups: dict[tuple[int, int, int], list[str]] = {}
     for k, (B, A, _) in factors.items():
         groups.setdefault((B.shape[0], A.shape[1], B.shape[1]), []).append(k)
-    out: dict[str, np.ndarray] = {}
-    for keys in groups.values():
+    parts = [keys[i : i + TOGETHER] for keys in groups.values() for i in range(0, len(keys), TOGETHER)]
+
+    def of(keys: list[str]) -> np.ndarray:
         B = np.stack([factors[k][0] for k in keys]).astype(np.float64, copy=False)
         A = np.stack([factors[k][1] for k in keys]).astype(np.float64, copy=False)
         s = np.array([factors[k][2] for k in keys])
-        rb, ra = _triangle(B), _triangle(A.transpose(0, 2, 1))
-        core = s[:, None, None] * (rb @ ra.transpose(0, 2, 1))
-        sigma = np.linalg.svd(core, compute_uv=False)
-        out |= dict(zip(keys, sigma, strict=True))
+        core = s[:, None, None] * (_triangle(B) @ _triangle(A.transpose(0, 2, 1)).transpose(0, 2, 1))
+        return np.linalg.svd(core, compute_uv=False)
+
+    if len(parts) == 1:
+        found = [of(parts[0])]
+    else:  # numpy lets go of Python's lock while it computes
+        with ThreadPoolExecutor(min(len(parts), os.cpu_count() or 1)) as pool:
+            found = list(pool.map(of, parts))
+    out = {k: sigma for keys, sigmas in zip(parts, found, strict=True) for k, sigma in zip(keys, sigmas, strict=True)}
     return {k: out[k] for k in factors}
 
 
 def _triangle(X: np.ndarray) -> np.ndarray:
     """R (n, k, r) of the thin QR of each X (n, m, r), up to signs.
 
-    By Cholesky of XᵀX, twice: one pass loses accuracy like the square of X's condition, the second gains it back as
-    long as that is below about 1e7 (Yamamoto et al. 2015), and both are products of matrices, some 30 times faster
-    than a Householder QR of these shapes. Worse conditioned matrices take the QR.
+    By Cholesky of XᵀX with its columns scaled to length 1. That loses accuracy like the square of X's condition, which
+    the determinant bounds: with trace r, λ_min ≥ det·((r−1)/r)^(r−1). Where the bound is not good enough a second pass
+    gains the accuracy back (Yamamoto et al. 2015), and where that is not either, a Householder QR has it. Products of
+    matrices are some 30 times faster than a QR of these shapes.
     """
-    scale = np.abs(X).max(axis=(1, 2), keepdims=True)
-    try:
-        with np.errstate(invalid="raise", divide="raise"):
-            Y = X / scale
-        L = np.linalg.cholesky(Y.transpose(0, 2, 1) @ Y)
-        inverse = np.linalg.inv(L)
-        if (np.linalg.norm(L, axis=(1, 2)) * np.linalg.norm(inverse, axis=(1, 2))).max() > 1e6:
+    r = X.shape[2]
+    with np.errstate(all="ignore"):  # what is not finite, or too small to square, takes the QR
+        G = X.transpose(0, 2, 1) @ X
+        d = np.sqrt(np.diagonal(G, axis1=1, axis2=2))
+        if not (d.min(initial=np.inf) > 1e-140 and d.max(initial=0.0) < 1e140) or r > X.shape[1]:
             return _qr(X)
-        Q = Y @ inverse.transpose(0, 2, 1)
-        return scale * (L @ np.linalg.cholesky(Q.transpose(0, 2, 1) @ Q)).transpose(0, 2, 1)
-    except (np.linalg.LinAlgError, FloatingPointError):  # a zero or rank-deficient matrix, or more columns than rows
-        return _qr(X)
+        try:
+            L = np.linalg.cholesky(G / (d[:, :, None] * d[:, None, :]))
+            least = np.diagonal(L, axis1=1, axis2=2).prod(1).min() ** 2 * ((r - 1) / r) ** (r - 1)
+            if least * ENOUGH < r:
+                inverse = np.linalg.inv(L)
+                if np.linalg.norm(inverse, axis=(1, 2)).max() * np.sqrt(r) > 1e6:
+                    return _qr(X)
+                Q = (X / d[:, None, :]) @ inverse.transpose(0, 2, 1)
+                L = L @ np.linalg.cholesky(Q.transpose(0, 2, 1) @ Q)
+            return L.transpose(0, 2, 1) * d[:, None, :]
+        except np.linalg.LinAlgError:
+            return _qr(X)
 
 
 def _qr(X: np.ndarray) -> np.ndarray:
     return np.asarray(np.linalg.qr(X, mode="r"))
 
 
-def _spectrum(path: str, target: str, layer: int | None, rank: int, shape: tuple[int, int], s: np.ndarray) -> Spectrum:
-    top = float(s[0]) if len(s) else 0.0
-    if top == 0:
-        return Spectrum(
-            path=path,
-            target=target,
-            layer=layer,
-            rank=rank,
-            shape=shape,
-            singular_values=tuple(s.tolist()),
-            norm=0.0,
-            stable_rank=0.0,
-            participation=0.0,
-            entropy_rank=0.0,
-            roy_vetterli=0.0,
-            energy_90=0,
-            energy_99=0,
-        )
-    t = s / top  # so that squares of tiny and huge values neither vanish nor overflow
+def spectrum_of(path: str, target: str, layer: int | None, rank: int, shape: tuple[int, int],
+                s: np.ndarray) -> Spectrum:  # fmt: skip
+    """The Spectrum of one ΔW (out, in) whose singular values s, largest first, are known."""
+    return Spectrum(path=path, target=target, layer=layer, rank=rank, shape=shape, **_figures(s[None])[0])
+
+
+def _figures(s: np.ndarray) -> list[dict[str, Any]]:
+    """The figures of a Spectrum for each row of s (n, r)."""
+    if s.shape[1] == 0:
+        s = np.zeros((len(s), 1))
+    top = s[:, :1]
+    zero = top[:, 0] == 0
+    t = s / np.where(top == 0, 1.0, top)  # so that squares of tiny and huge values neither vanish nor overflow
     e = t * t
-    share = np.cumsum(e) / e.sum()
-    return Spectrum(
-        path=path,
-        target=target,
-        layer=layer,
-        rank=rank,
-        shape=shape,
-        singular_values=tuple(s.tolist()),
-        norm=top * float(np.sqrt(e.sum())),
-        stable_rank=float(e.sum()),
-        participation=float(e.sum() ** 2 / (e * e).sum()),
-        entropy_rank=_exp_entropy(e / e.sum()),
-        roy_vetterli=_exp_entropy(t / t.sum()),
-        energy_90=energy_rank(share, 0.90),
-        energy_99=energy_rank(share, 0.99),
-    )
+    total = np.where(zero, 1.0, e.sum(1))
+    share = np.cumsum(e, 1) / total[:, None]
+    figures = {
+        "norm": top[:, 0] * np.sqrt(total),
+        "stable_rank": e.sum(1),
+        "participation": e.sum(1) ** 2 / np.where(zero, 1.0, (e * e).sum(1)),
+        "entropy_rank": _exp_entropy(e / total[:, None]),
+        "roy_vetterli": _exp_entropy(t / np.where(zero, 1.0, t.sum(1))[:, None]),
+        "energy_90": (share < 0.90 * (1 - 1e-12)).sum(1) + 1,  # as `energy_rank`
+        "energy_99": (share < 0.99 * (1 - 1e-12)).sum(1) + 1,
+    }
+    columns = {name: np.where(zero, 0, values).tolist() for name, values in figures.items()}
+    return [
+        {"singular_values": tuple(row), **{n: v[i] for n, v in columns.items()}} for i, row in enumerate(s.tolist())
+    ]
 
 
-def _exp_entropy(p: np.ndarray) -> float:
-    p = p[p > 0]
-    return float(np.exp(-(p * np.log(p)).sum()))
+def _exp_entropy(p: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.exp(-np.where(p > 0, p * np.log(p), 0.0).sum(1))
 
 
 def energy_rank(share: np.ndarray, tau: float) -> int:
