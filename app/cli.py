@@ -16,7 +16,7 @@ from contextlib import nullcontext, redirect_stdout, suppress
 
 import typer
 
-from app.commands import adapters, models, runs, serve, train
+from app.commands import adapters, models, runs, serve, sweep, train
 from app.commands.output import Result, say, show
 from lora_core.errors import UserError
 from lora_core.home import home
@@ -35,6 +35,7 @@ cli.command("serve")(serve.serve)
 cli.command("models")(models.models)
 cli.command("budget")(models.budget)
 cli.command("train")(train.train)
+cli.command("sweep")(sweep.sweep)
 cli.command("compare")(adapters.compare)
 cli.command("eval")(adapters.evaluate)
 cli.command("spectra")(adapters.spectra)
