@@ -18,7 +18,7 @@ help:
 	@echo "make test      the tests (at most 15 minutes on two cores); make test-all: the slow ones too"
 	@echo "make coverage  the library's tests, and which of its lines they do not reach"
 	@echo "make lint      ruff and pyright"
-	@echo "make bench     measurements, one JSON line each"
+	@echo "make bench     measurements beside other tools, one JSON line each (ONLY="spectra training")"
 	@echo "make docs      docs/api.md from the docstrings"
 
 $(BIN)/python:
@@ -66,8 +66,10 @@ coverage: dev models
 	$(BIN)/python -m coverage run -m pytest -q $(LIBRARY_TESTS)
 	$(BIN)/python -m coverage report
 
+# All of them take more than an hour; `make bench ONLY="spectra inference"` takes some.
+ONLY ?= $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py))
 bench: dev models
-	@set -e; for f in benchmarks/bench_*.py; do test -e "$$f" || { echo "no benchmark yet"; break; }; $(BIN)/python "$$f"; done
+	@set -e; for b in $(ONLY); do $(BIN)/python -m benchmarks.bench_$$b; done; $(BIN)/python -m benchmarks.table
 
 lint: dev
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Comparing, merged and unmerged forward passes, and switching, against the base model and PEFT.
 
-    python -m benchmarks.bench_inference [--repeats 5]
+python -m benchmarks.bench_inference [--repeats 5]
 """
 
 from __future__ import annotations
@@ -59,7 +59,12 @@ def compare(repeats: int) -> None:
     def peft() -> float:
         at = time.perf_counter()
         with torch.no_grad():
-            more: dict[str, Any] = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": eos}
+            more: dict[str, Any] = {
+                "max_new_tokens": NEW,
+                "min_new_tokens": NEW,
+                "do_sample": False,
+                "pad_token_id": eos,
+            }
             theirs.generate(**ids, **more)
             with theirs.disable_adapter():
                 theirs.generate(**ids, **more)
@@ -144,4 +149,3 @@ if __name__ == "__main__":
     for name, row in (("compare", compare), ("forward", forward), ("switch", switching)):
         if not only or name in only:
             row(count)
-

@@ -1,6 +1,6 @@
 """Spectra of all 210 matrices of SmolLM2: the library against dense SVDs, the command against gradience.
 
-    python -m benchmarks.bench_spectra [--repeats 5]
+python -m benchmarks.bench_spectra [--repeats 5]
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def command(adapter: object, repeats: int) -> None:
         ours = [str(scripts / "lora-lab"), "spectra", folder, "--json"]
         other = [str(scripts / "gradience"), "audit", "--peft-dir", folder, "--json"]
         if importlib.util.find_spec("gradience") is None:
-            print("gradience is not installed (pip install --no-deps gradience==0.11.0 rich scipy pyyaml): row left out")
+            print(
+                "gradience is not installed (pip install --no-deps gradience==0.11.0 rich scipy pyyaml): row left out"
+            )
             return
 
         def go(what: list[str]) -> float:

@@ -74,8 +74,9 @@ def seconds(work: Callable[[], Any]) -> float:
 
 def child(module: str, *args: str, timeout: float = 3000) -> dict[str, Any]:
     """Run `python -m module args` and read the JSON object on its last line."""
-    done = subprocess.run([sys.executable, "-m", module, *args], cwd=ROOT, capture_output=True, text=True,
-                          timeout=timeout, env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})  # fmt: skip
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-m", module, *args]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=env)
     if done.returncode:
         raise RuntimeError(f"{module} {' '.join(args)} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -105,7 +106,9 @@ def record(row: str, what: str, values: Mapping[str, Sequence[float]], *, ours: 
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / f"{row}.jsonl").open("a") as f:
         f.write(json.dumps(line) + "\n")
-    sides = ", ".join(f"{n} {s['median']:.4g} {unit} [{s['min']:.4g}, {s['max']:.4g}]" for n, s in line["sides"].items())
+    sides = ", ".join(
+        f"{n} {s['median']:.4g} {unit} [{s['min']:.4g}, {s['max']:.4g}]" for n, s in line["sides"].items()
+    )
     mark = "reached" if line["reached"] else "NOT reached"
     print(f"{row}: {sides}; ratio {ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}], "
           f"{'≥' if at_least else '≤'} {reach:g} {mark}", flush=True)  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 def peft_model(model: Any, targets: Sequence[str], rank: int, alpha: float, task_type: str = "CAUSAL_LM") -> Any:
     from peft import LoraConfig, get_peft_model
 
-    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=0.0,
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=int(alpha), target_modules=list(targets), lora_dropout=0.0,
                                             task_type=task_type))  # fmt: skip
 
 

@@ -24,3 +24,10 @@ def test_a_file_that_the_package_imports_first_does_not_hide_its_function() -> N
     import lora_core.train  # noqa: F401
 
     assert callable(lc.train) and lc.train.__module__ == "lora_core.train"
+
+
+def test_the_readmes_measurements_are_those_of_the_result_files() -> None:
+    from benchmarks.table import BEGIN, END, table
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.split(BEGIN)[1].split(END)[0] == f"\n{table()}\n"

@@ -1,0 +1,60 @@
+"""README's table of measurements, made from the last line of each file in results/.
+
+python -m benchmarks.table          write it between README's marks
+python -m benchmarks.table --check  exit 1 where README says something else
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from benchmarks.kit import RESULTS, ROOT
+
+BEGIN, END = "<!-- benchmarks: from benchmarks/results -->", "<!-- end of benchmarks -->"
+
+
+def lines() -> list[dict[str, Any]]:
+    """The newest line of every row."""
+    files = sorted(RESULTS.glob("*.jsonl"))
+    newest = [json.loads(f.read_text().splitlines()[-1]) for f in files]
+    return [line for line in newest if "ratio" in line]
+
+
+def table() -> str:
+    rows = lines()
+    if not rows:
+        return "No measurement yet: `make bench`."
+    out = ["| what | ours | beside | ratio (least to most) | to reach | |", "| --- | --- | --- | --- | --- | --- |"]
+    for r in rows:
+        ours, peer, ratio = r["sides"][r["ours"]], r["sides"][r["peer"]], r["ratio"]
+        sign = "≥" if r["at_least"] else "≤"
+        out.append(
+            f"| {r['what']} | {ours['median']:.3g} {r['unit']} | {r['peer']} {peer['median']:.3g} {r['unit']} | "
+            f"{ratio['median']:.3g} ({ratio['min']:.3g} to {ratio['max']:.3g}) | {sign} {r['reach']:g} | "
+            f"{'yes' if r['reached'] else 'no'} |"
+        )
+    chips = sorted({f"{r['machine']['chip']} ({', '.join(r['machine']['isa'])})" for r in rows})
+    note = (
+        "Medians on "
+        + "; ".join(chips)
+        + ". Trainer with PEFT ran in float32, the faster of both dtypes here, unless said."
+    )
+    return "\n".join([*out, "", note])
+
+
+def main() -> int:
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    head, rest = text.split(BEGIN)
+    tail = rest.split(END)[1]
+    new = f"{head}{BEGIN}\n{table()}\n{END}{tail}"
+    if "--check" in sys.argv:
+        return int(new != text)
+    readme.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
