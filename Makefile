@@ -69,6 +69,7 @@ coverage: dev models
 # All of them take more than an hour; `make bench ONLY="spectra inference"` takes some.
 ONLY ?= $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py))
 bench: dev models
+	@$(INSTALL) -e '.[bench]'
 	@set -e; for b in $(ONLY); do $(BIN)/python -m benchmarks.bench_$$b; done; $(BIN)/python -m benchmarks.table
 
 lint: dev
