@@ -16,7 +16,7 @@ from contextlib import nullcontext, redirect_stdout, suppress
 
 import typer
 
-from app.commands import adapters, models, runs, serve, sweep, train
+from app.commands import adapters, models, ranks, runs, serve, sweep, train
 from app.commands.output import Result, say, show
 from lora_core.errors import UserError
 from lora_core.home import home
@@ -39,6 +39,8 @@ cli.command("sweep")(sweep.sweep)
 cli.command("compare")(adapters.compare)
 cli.command("eval")(adapters.evaluate)
 cli.command("spectra")(adapters.spectra)
+cli.command("audit")(ranks.audit)
+cli.command("compress")(ranks.compress)
 cli.command("merge")(adapters.merge)
 cli.add_typer(runs.cli, name="runs")
 

@@ -30,6 +30,8 @@ _HOME = {
     "lora_core.budget": ("Budget", "budget", "budget_coefficients"),
     "lora_core.estimate": ("seconds_per_step",),
     "lora_core.files": ("Stored", "read_adapter"),
+    "lora_core.audit": ("Audit", "MatrixAudit", "audit"),
+    "lora_core.compress": ("Compressed", "compress"),
     "lora_core.spectra": ("Spectrum", "same_norm_random", "spectra"),
     "lora_core.subspace": ("amplification", "geodesic_distance", "phi", "projection_distance"),
     "lora_core.tasks": ("Row", "Task", "labels_of", "load_data", "load_task", "task_names"),
@@ -39,6 +41,7 @@ _HOME = {
     "lora_core.sweep": ("SweepEvent", "sweep"),
     "lora_core.train": ("TrainConfig", "TrainEvent", "train"),
     "lora_core.generate": ("Generation", "generate"),
+    "lora_core.cuts": ("Cuts", "measure_cuts"),
     "lora_core.evaluate": ("Loss", "TokenDiff", "evaluate", "measure", "score", "token_differences"),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
@@ -46,9 +49,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from lora_core.adapter import Adapter, attach, get_adapter, load_adapter, rows, switch
+    from lora_core.audit import Audit, MatrixAudit, audit
     from lora_core.budget import Budget, budget, budget_coefficients
     from lora_core.classification import Classification
     from lora_core.combine import combine, drift, subtract_add
+    from lora_core.compress import Compressed, compress
+    from lora_core.cuts import Cuts, measure_cuts
     from lora_core.delta import Delta
     from lora_core.errors import UserError
     from lora_core.estimate import seconds_per_step

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from lora_core.errors import UserError
 CONFIG, WEIGHTS, LAB = "adapter_config.json", "adapter_model.safetensors", "lora_lab.json"
 PREFIX = "base_model.model."
 OURS = "LORA_LAB"  # peft_type of an adapter that PEFT has no words for: it refuses the name, and so reads nothing wrong
+NO_TARGET = "dummy-target-modules"  # PEFT's word for an adapter without factors
 MAX_JSON, MAX_HEADER, MAX_WEIGHTS = 4 << 20, 4 << 20, 8 << 30  # bytes
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 EXPERTS = ("gate_up_proj", "up_proj", "down_proj")  # the parameters of experts, in the order in which modules have them
@@ -168,6 +170,19 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     return out
 
 
+def write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: beside it, flushed to disk, then renamed over it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 # ---- which tensors are whose -------------------------------------------------------------------------------------
 FACTOR = re.compile(r"(.+?)((?:\.base_layer)*)\.lora_(?:(A|B)\.weight|(embedding_[AB]|magnitude_vector))")
 
@@ -259,7 +274,7 @@ def _add(units: dict[str, Unit], folder: Path, config: Mapping[str, Any], path: 
         raise UserError(f"{file}: unknown tensors of {path}: {', '.join(sorted(pieces))} do not belong together")
     A, B, m = got["A"], got["B"], got.get("m")
     assert A is not None and B is not None
-    name = path if param == "weight" and not _as_parameter(config, path) else f"{path}.{param}"
+    name = path if param == "weight" and not as_parameter(config, path) else f"{path}.{param}"
     r = lookup_pattern(folder, config.get("rank_pattern"), name, config["r"])
     alpha = float(lookup_pattern(folder, config.get("alpha_pattern"), name, config["lora_alpha"]))
     scaling = alpha / math.sqrt(r) if config.get("use_rslora") else alpha / r
@@ -276,7 +291,7 @@ def _add(units: dict[str, Unit], folder: Path, config: Mapping[str, Any], path: 
             alpha=alpha, scaling=scaling, lookup=lookup, param=param, expert=expert)  # fmt: skip
 
 
-def _as_parameter(config: Mapping[str, Any], path: str) -> bool:
+def as_parameter(config: Mapping[str, Any], path: str) -> bool:
     """Whether PEFT targets this matrix as the parameter `weight`, under which name it then looks up its patterns."""
     name = f"{path}.weight"
     return any(name == t or name.endswith(f".{t}") for t in config.get("target_parameters") or [])

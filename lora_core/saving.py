@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,13 +23,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from lora_core.errors import UserError
-from lora_core.peft_format import CONFIG, EXPERTS, LAB, OURS, PREFIX, WEIGHTS
+from lora_core.peft_format import CONFIG, EXPERTS, LAB, NO_TARGET, OURS, PREFIX, WEIGHTS, write
 
 if TYPE_CHECKING:
     from lora_core.adapter import Adapter
     from lora_core.sites import Site
 
-NO_TARGET = "dummy-target-modules"  # PEFT's word for an adapter without factors
 RENAMED = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")  # what PEFT takes for experts, in a mixture
 
 
@@ -87,19 +85,6 @@ def save_adapter(adapter: Adapter, folder: str | Path, info: Mapping[str, Any]) 
     except OSError as e:
         raise UserError(f"cannot write the adapter to {folder}: {e.strerror or e}") from None
     return folder
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: beside it, flushed to disk, then renamed over it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # ---- factors -----------------------------------------------------------------------------------------------------

@@ -112,8 +112,8 @@ def batched_singular_values(factors: Mapping[str, tuple[np.ndarray, np.ndarray, 
         core = s[:, None, None] * (_triangle(B) @ _triangle(A.transpose(0, 2, 1)).transpose(0, 2, 1))
         return np.linalg.svd(core, compute_uv=False)
 
-    if len(parts) == 1:
-        found = [of(parts[0])]
+    if len(parts) < 2:
+        found = [of(keys) for keys in parts]
     else:  # numpy lets go of Python's lock while it computes
         with ThreadPoolExecutor(min(len(parts), os.cpu_count() or 1)) as pool:
             found = list(pool.map(of, parts))

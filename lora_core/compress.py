@@ -1,0 +1,353 @@
+"""A smaller adapter out of a stored one: the best cut of every ΔW (Eckart–Young), in PEFT's format. No model, no torch.
+
+Cut is s·B·A of each matrix, to its own rank; with DoRA the magnitudes stand as they are. What was trained itself is
+carried over as it lies in the file, bit by bit. A matrix of rank 0 is left out. Slices of a fused module stay blocks
+of it, experts stay blocks of their parameter, and both users of a tied matrix get the same factors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from lora_core.allocate import allocate
+from lora_core.blocks import SIZES, Block, Shapes, blocks_of, entries_length, header_of, ordered, twins_of
+from lora_core.errors import UserError
+from lora_core.families import DIRECT
+from lora_core.files import read_adapter
+from lora_core.home import writing
+from lora_core.peft_format import (
+    CONFIG,
+    EXPERTS,
+    FACTOR,
+    LAB,
+    NO_TARGET,
+    PREFIX,
+    WEIGHTS,
+    parse,
+    read_json,
+    read_tensors,
+    write,
+)
+from lora_core.spectra import batched_singular_values
+from lora_core.stored import Stored, StoredSite
+
+MB = 1_000_000
+NOTHING = 1e-12  # of the largest singular value: rounding, not a direction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compressed:
+    """What `compress` wrote.
+
+    ranks        {matrix: the directions that are kept}; before: {matrix: its rank}
+    file_bytes   of adapter_model.safetensors; before_bytes: of the one that was cut
+    kept_energy  Σ kept σ² over Σ σ², over all matrices
+    difference   ‖written − whole‖_F / ‖whole‖_F over all matrices, from the file read back: √(1 − kept_energy)
+    rounding     the largest ‖written − exact cut‖_F / ‖exact cut‖_F of a matrix: what float32 factors cost
+    """
+
+    path: str
+    ranks: dict[str, int]
+    before: dict[str, int]
+    file_bytes: int
+    before_bytes: int
+    kept_energy: float
+    difference: float
+    rounding: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def compress(folder: str | Path, out: str | Path, *, rank: int | None = None, energy: float | None = None,
+             mb: float | None = None) -> Compressed:  # fmt: skip
+    """Cut a stored adapter and write the result to `out`, in PEFT's format, each matrix with its own rank.
+
+    rank    every matrix keeps its first `rank` directions
+    energy  every matrix keeps the fewest directions that hold this share of its Σσ², above 0 to 1
+    mb      those directions of all matrices are kept which hold the most of Σσ² over all of them in a weights file of
+            at most so many megabytes (10⁶ bytes), header included; see `allocate`
+
+    Give one of the three. The written file is read back and compared. Raises UserError for a value that is not
+    possible, for what cannot be read or written, and where nothing of the adapter would be left.
+    """
+    folder, out = Path(folder), Path(out)
+    _check(rank, energy, mb)
+    stored = read_adapter(folder)
+    if not stored.sites:
+        raise UserError(f"{folder} has no low-rank updates to cut: all that it changes is trained itself")
+    if out.resolve() == folder.resolve():
+        raise UserError(f"{out} holds what is being cut; name another folder")
+    if (out / "config.json").exists() and not (out / CONFIG).exists():
+        raise UserError(f"{out} holds a model; name another folder for the adapter")
+    work = _Work(stored)
+    if rank is not None:
+        if rank < work.least:
+            raise UserError(f"{folder} is DoRA's, whose magnitudes stand beside at least one direction of each matrix;"
+                            " give --rank 1 or more")  # fmt: skip
+        ranks = {k: min(rank, n) for k, n in work.most.items()}
+    elif energy is not None:
+        ranks = {k: max(work.least, _enough(s, energy)) for k, s in work.sigma.items()}
+    else:
+        assert mb is not None
+        ranks = work.fit(mb)
+    if not any(ranks.values()) and not stored.copies:
+        raise UserError(f"nothing of {folder} would be left: " + (
+            "ΔW is zero in every matrix" if not any(work.most.values()) else
+            "with rank 0 it is the base model; keep 1 or more"))  # fmt: skip
+    data = work.file(ranks)
+    config, lab = work.config(ranks), work.lab(ranks)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        write(out / WEIGHTS, data)
+        write(out / CONFIG, json.dumps(config, indent=2).encode())
+        if lab is None:
+            (out / LAB).unlink(missing_ok=True)
+        else:
+            write(out / LAB, json.dumps(lab, indent=1, ensure_ascii=False).encode())
+    kept = sum(float(np.square(s[: ranks[k]]).sum()) for k, s in work.sigma.items())
+    total = sum(float(np.square(s).sum()) for s in work.sigma.values())
+    difference, rounding = work.compare(read_adapter(out), ranks)
+    return Compressed(path=str(out), ranks=ranks, before={k: len(s.A) for k, s in stored.sites.items()},
+                      file_bytes=len(data), before_bytes=(folder / WEIGHTS).stat().st_size,
+                      kept_energy=kept / total if total else 1.0, difference=difference, rounding=rounding)  # fmt: skip
+
+
+def _check(rank: int | None, energy: float | None, mb: float | None) -> None:
+    given = [n for n, v in (("rank", rank), ("energy", energy), ("mb", mb)) if v is not None]
+    if len(given) != 1:
+        raise UserError(f"give one of rank, energy and mb: how much is kept; given {' and '.join(given) or 'none'}")
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 0):
+        raise UserError(f"rank is {rank!r}; it is how many directions each matrix keeps: 0, 1, 2 …")
+    if energy is not None and not 0 < energy <= 1:
+        hint = f" (did you mean {energy / 100:g}?)" if 1 < energy <= 100 else ""
+        raise UserError(f"energy is {energy:g}; it is a share of Σσ², above 0 and at most 1{hint}")
+    if mb is not None and not 0 < mb < math.inf:
+        raise UserError(f"mb is {mb:g}; it is the size of the file in megabytes, above 0")
+
+
+def _enough(sigma: np.ndarray, share: float) -> int:
+    """The least k whose first k directions hold this share of Σσ²; 0 for ΔW = 0."""
+    e = np.cumsum(np.square(sigma / (sigma[0] or 1.0)))
+    return int(np.searchsorted(e, share * e[-1] * (1 - NOTHING)) + 1) if e[-1] else 0
+
+
+class _Work:
+    """A stored adapter on its way to a smaller one: its blocks, the SVD of each matrix, and what is carried over."""
+
+    def __init__(self, stored: Stored) -> None:
+        self.stored = stored
+        self.source = read_json(stored.folder / LAB) if stored.spec is not None else {}
+        named = self.source.get("copies", [])
+        file = stored.folder / WEIGHTS
+        self.parts = parse(stored.folder, stored.config, read_tensors(file), named)
+        self.twins = twins_of(stored)
+        self.blocks = blocks_of(stored, self.parts, self.twins)
+        self.least = 1 if stored.dora else 0
+        self.svd = {s.key: _svd(s) for b in self.blocks for s in b.sites}
+        for twin, key in self.twins.items():
+            B, sigma, A = self.svd[key]
+            self.svd[twin] = (A.T, sigma, B.T)
+        self.svd = {k: self.svd[k] for k in stored.sites}
+        self.sigma = {k: s for k, (_, s, _) in self.svd.items()}
+        self.most = {k: max(self.least, int((s > NOTHING * s[0]).sum())) for k, s in self.sigma.items()}
+        with file.open("rb") as f:
+            self.raw: dict[str, dict[str, Any]] = dict(safetensors.deserialize(f.read()))
+
+    # ---- how much of each
+    def fit(self, mb: float) -> dict[str, int]:
+        """The ranks that keep the most of Σσ² in a file of so many megabytes."""
+        room = math.floor(mb * MB)
+        choices: list[list[str]] = []
+        gains, costs = [], []
+        for b in self.blocks:
+            kinds: dict[Any, list[str]] = {}
+            for s in b.sites:  # experts of one parameter have one rank
+                kinds.setdefault(s.layout if b.experts else s.key, []).append(s.key)
+            for keys in kinds.values():
+                m = max(self.most[k] for k in keys)
+                gain = np.zeros(m + 1)
+                for k in keys:
+                    e = np.cumsum(np.square(self.sigma[k][:m]))
+                    gain[1 : len(e) + 1] += e
+                    gain[len(e) + 1 :] += e[-1]
+                each = 4 * (b.experts or 1) * (b.full + b.in_) * (1 + len(b.also))
+                cost = np.arange(m + 1) * each + (np.arange(m + 1) > 0) * self._first(b, m, room)
+                choices.append(keys)
+                gains.append(gain[self.least :])
+                costs.append(cost[self.least :])
+        least = self.size({k: self.least for k in self.most})
+        if least > room:
+            raise UserError(f"mb is {mb:g}, but what is not cut alone takes {least / MB:.3g} MB; give at least that")
+        if self.size(self.most) <= room:
+            return self.most
+        rest = least - sum(float(c[0]) for c in costs)
+        found = allocate(gains, costs, room - rest - 8) or [0] * len(gains)  # 8: the header's padding
+        ranks = self._spread({k: n + self.least for keys, n in zip(choices, found) for k in keys})
+        ranks = self._top_up(ranks, choices, gains, costs, room)
+        if not any(ranks.values()):
+            smallest = min(self.size(self._spread({k: int(k in keys) for k in self.most})) for keys in choices)
+            if not self.stored.copies and any(self.most.values()):
+                raise UserError(f"mb is {mb:g}, but a single direction of one matrix takes {smallest / MB:.3g} MB;"
+                                " give at least that")  # fmt: skip
+        return ranks
+
+    def _first(self, b: Block, rank: int, room: int) -> int:
+        """At most what a block's first direction takes besides its numbers: entries in the header, and the base's own
+        weight that PEFT puts beside an embedding."""
+        shapes, data = b.shapes(rank, 1), 0
+        for n, t in self.raw.items():
+            path, _, param = n.removeprefix(PREFIX).rpartition(".")
+            path = path.removesuffix(".base_layer")
+            if path in (b.path, *b.also) and f"{path}.{param}" in self.parts.base:
+                shapes[n], data = tuple(t["shape"]), data + len(t["data"])
+        return entries_length(shapes, room) + data
+
+    def _top_up(self, ranks: dict[str, int], choices: list[list[str]], gains: list[np.ndarray],
+                costs: list[np.ndarray], room: int) -> dict[str, int]:  # fmt: skip
+        """What the estimate of the header's length may have left over."""
+        steps = []
+        for keys, gain, cost in zip(choices, gains, costs):
+            at = ranks[keys[0]] - self.least
+            if at + 1 < len(gain) and gain[at + 1] > gain[at]:
+                steps.append((gain[at + 1] - gain[at], cost[at + 1] - cost[at], keys))
+        for _, cost, keys in sorted(steps, key=lambda s: -s[0]):
+            more = self._spread({**ranks, **{k: ranks[k] + 1 for k in keys}})
+            if self.size(ranks) + cost <= room + 600 and self.size(more) <= room:
+                ranks = more
+        return ranks
+
+    def _spread(self, ranks: dict[str, int]) -> dict[str, int]:
+        """No matrix above its own number of directions, and twins alike."""
+        ranks = ranks | {t: ranks[k] for t, k in self.twins.items()}
+        return {k: min(ranks[k], n) for k, n in self.most.items()}
+
+    # ---- the file
+    def kept(self, ranks: Mapping[str, int]) -> list[tuple[Block, int, int]]:
+        """(block, its rank, its depth in base_layers) of what is not left out."""
+        blocks = [b for b in self.blocks if b.rank(ranks)]
+        params: dict[str, list[str]] = {}
+        for b in blocks:
+            if b.experts:
+                params.setdefault(b.path, []).append(b.param)
+        order = {p: sorted(v, key=lambda n: EXPERTS.index(n) if n in EXPERTS else -1) for p, v in params.items()}
+        return [(b, b.rank(ranks), len(order[b.path]) - 1 - order[b.path].index(b.param) if b.experts else 0)
+                for b in blocks]  # fmt: skip
+
+    def carried(self, ranks: Mapping[str, int]) -> dict[str, str]:
+        """{name in the new file: name in the old one} of what is no factor."""
+        there = {p for b, *_ in self.kept(ranks) for p in (b.path, *b.also)}
+        out = {}
+        for name in self.raw:
+            rest = name.removeprefix(PREFIX)
+            factor = FACTOR.fullmatch(rest)
+            if factor:
+                if factor[4] == "magnitude_vector":
+                    out[name] = name
+                continue
+            path, _, param = rest.rpartition(".")
+            path, new = path.removesuffix(".base_layer"), name
+            if path != rest.rpartition(".")[0] and path not in there:
+                if f"{path}.{param}" in self.parts.base:
+                    continue  # the base's own weight beside an embedding that is left out
+                new = f"{PREFIX}{path}.{param}"
+            out[new] = name
+        return out
+
+    def _shapes(self, ranks: Mapping[str, int]) -> Shapes:
+        found = {n: ("F32", s) for b, r, d in self.kept(ranks) for n, s in b.shapes(r, d).items()}
+        more = {n: self.raw[old] for n, old in self.carried(ranks).items()}
+        return found | {n: (t["dtype"], tuple(t["shape"])) for n, t in more.items()}
+
+    def size(self, ranks: Mapping[str, int]) -> int:
+        """Bytes of the weights file with these ranks."""
+        shapes = self._shapes(ranks)
+        return len(header_of(shapes)) + sum(SIZES[d] * math.prod(s) for d, s in shapes.values())
+
+    def file(self, ranks: Mapping[str, int]) -> bytes:
+        """The weights file, in safetensors' format."""
+        cuts = {k: (B[:, : ranks[k]], A[: ranks[k]]) for k, (B, _, A) in self.svd.items()}
+        tensors = {n: v for b, r, d in self.kept(ranks) for n, v in b.tensors(cuts, r, d).items()}
+        shapes, carried = self._shapes(ranks), self.carried(ranks)
+        pieces = [np.ascontiguousarray(tensors[n], "<f4").tobytes() if n in tensors else
+                  bytes(self.raw[carried[n]]["data"]) for n in ordered(shapes)]  # fmt: skip
+        return b"".join([header_of(shapes), *pieces])
+
+    # ---- beside it
+    def config(self, ranks: Mapping[str, int]) -> dict[str, Any]:
+        """adapter_config.json: as it was, with the new ranks, each scaled by α/r = 1."""
+        kept = self.kept(ranks)
+        old = self.stored.config
+        by_name = {n: r for b, r, _ in kept for n in (b.name, *b.also)}
+        r = Counter(by_name.values()).most_common(1)[0][0] if by_name else int(old["r"])
+        odd = {f"^{n}": v for n, v in by_name.items() if v != r}
+        new = {**old, "r": r, "lora_alpha": r, "use_rslora": False, "rank_pattern": odd, "alpha_pattern": dict(odd),
+               "init_lora_weights": True}  # fmt: skip
+        if len(kept) < len(self.blocks):
+            params = {b.name for b, *_ in kept if b.name != b.path}
+            modules = [n for n in by_name if n not in params]
+            new["target_modules"] = modules if by_name else NO_TARGET
+            new["target_parameters"] = sorted(params) or None
+            if old.get("bias") == "lora_only" and any(n.endswith(".bias") for n in self.stored.copies):
+                new["bias"] = "all"  # a bias may now stand in a module without factors
+        return new
+
+    def lab(self, ranks: Mapping[str, int]) -> dict[str, Any] | None:
+        """lora_lab.json, for an adapter that has one."""
+        spec = self.stored.spec
+        if spec is None:
+            return None
+        there = {s.key: s for b, *_ in self.kept(ranks) for s in b.sites if ranks[s.key]}
+        kept = {k: s for k, s in self.stored.sites.items() if k in there}
+        rs = {k: ranks[k] for k in kept}
+        r = Counter(rs.values()).most_common(1)[0][0] if rs else spec.rank
+        odd = {k: n for k, n in rs.items() if n != r}
+        whole = len(kept) in (0, len(self.stored.sites))
+        targets = spec.targets if whole else (*kept, *(t for t in spec.targets if t in DIRECT))
+        spec = replace(spec, targets=targets, rank=r, alpha=float(r), scaling="alpha/r", init="gaussian", mask=0.0,
+                       rank_pattern=odd, alpha_pattern={k: float(n) for k, n in odd.items()})  # fmt: skip
+        sites = [{"key": k, "path": s.path, "target": s.target, "layer": s.layer, "rank": rs[k], "scaling": 1.0,
+                  "layout": s.layout, "also": s.also, "param": s.param, "expert": s.expert}
+                 for k, s in kept.items()]  # fmt: skip
+        info = dict(self.stored.info)
+        whole_loss = {"whole_loss": info.pop("loss")} if "loss" in info else {}  # it was not measured with the cut
+        info |= {"cut_from": str(self.stored.folder.resolve()), **whole_loss}
+        return {**self.source, "format": 2, "spec": spec.to_dict(), "sites": sites, "info": info, "fresh": False}
+
+    def compare(self, written: Stored, ranks: Mapping[str, int]) -> tuple[float, float]:
+        """(difference, rounding) of `Compressed`."""
+        apart, exact = {}, {}
+        for k, s in self.stored.sites.items():
+            B, _, A = self.svd[k]
+            b, a = B[:, : ranks[k]], A[: ranks[k]]
+            n = written.sites.get(k)
+            nb, na = (np.float64(n.B) * n.scaling, np.float64(n.A)) if n is not None else (b * 0, a)
+            old = np.float64(s.B) * s.scaling
+            apart[k] = (np.hstack([nb, -old]), np.vstack([na, np.float64(s.A)]), 1.0)
+            if ranks[k]:
+                exact[k] = (np.hstack([nb, -b]), np.vstack([na, a]), 1.0)
+        norm = {k: float(np.linalg.norm(s)) for k, s in batched_singular_values(apart).items()}
+        whole = math.sqrt(sum(float(np.square(s).sum()) for s in self.sigma.values()))
+        off = {k: float(np.linalg.norm(s)) for k, s in batched_singular_values(exact).items()}
+        rounding = max((v / (float(np.linalg.norm(self.sigma[k][: ranks[k]])) or 1.0) for k, v in off.items()),
+                       default=0.0)  # fmt: skip
+        return (math.sqrt(sum(v * v for v in norm.values())) / whole if whole else 0.0), rounding
+
+
+def _svd(s: StoredSite) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(U·√σ (out, n), σ (n,), √σ·Vᵀ (n, in)) of s·B·A in float64, through the factors' QR."""
+    qb, rb = np.linalg.qr(np.float64(s.B))
+    qa, ra = np.linalg.qr(np.float64(s.A).T)
+    u, sigma, vh = np.linalg.svd(s.scaling * (rb @ ra.T), full_matrices=False)
+    root = np.sqrt(sigma)
+    return (qb @ u) * root, sigma, root[:, None] * (vh @ qa.T)
