@@ -23,8 +23,10 @@ _HOME = {
     "lora_core.home": ("home",),
     "lora_core.spec": ("LoraSpec",),
     "lora_core.models": ("load_model", "registry"),
-    "lora_core.sites": ("Site", "find_sites", "layer_shapes", "listing", "select"),
-    "lora_core.adapter": ("Adapter", "attach", "get_adapter", "load_adapter", "rows", "switch"),
+    "lora_core.sites": ("Site", "find_sites", "layer_shapes"),
+    "lora_core.selection": ("listing", "select"),
+    "lora_core.adapter": ("Adapter", "attach", "load_adapter", "rows", "switch"),
+    "lora_core.registry": ("get_adapter",),
     "lora_core.combine": ("combine", "drift", "subtract_add"),
     "lora_core.delta": ("Delta",),
     "lora_core.budget": ("Budget", "budget", "budget_coefficients"),
@@ -48,7 +50,7 @@ _WHERE = {name: module for module, names in _HOME.items() for name in names}
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from lora_core.adapter import Adapter, attach, get_adapter, load_adapter, rows, switch
+    from lora_core.adapter import Adapter, attach, load_adapter, rows, switch
     from lora_core.audit import Audit, MatrixAudit, audit
     from lora_core.budget import Budget, budget, budget_coefficients
     from lora_core.classification import Classification
@@ -65,7 +67,9 @@ if TYPE_CHECKING:
     from lora_core.models import load_model, registry
     from lora_core.objective import CausalLM, Objective
     from lora_core.preference import Preference
-    from lora_core.sites import Site, find_sites, layer_shapes, listing, select
+    from lora_core.registry import get_adapter
+    from lora_core.selection import listing, select
+    from lora_core.sites import Site, find_sites, layer_shapes
     from lora_core.spec import LoraSpec
     from lora_core.spectra import Spectrum, same_norm_random, spectra
     from lora_core.subspace import amplification, geodesic_distance, phi, projection_distance

@@ -15,26 +15,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lora_core.adapted import Adapted, adapt, restore
 from lora_core.delta import Delta
 from lora_core.errors import UserError, unknown
-from lora_core.layers import Adapted, Copies, Experts, Factors, Part, Switch, adapt, restore
-from lora_core.quantised import Bits, check_merge, is_quantised, keep, loss_of_merge, write
-from lora_core.sites import Site, find_direct, plain_weight, select
+from lora_core.layers import Factors, Switch
+from lora_core.merging import Merging
+from lora_core.quantised import Bits
+from lora_core.registry import book_of, get_adapter
+from lora_core.selection import find_direct, select
+from lora_core.sites import Site, plain_weight
 from lora_core.spec import LoraSpec
 from lora_core.starts import initial_A, pissa
+from lora_core.swaps import Copies, Experts
 
 
-class Registry:
-    """What a model knows of its adapters: them by name, which parameters were trainable before the first, and the very
-    bits of the parameters that have something merged into them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.adapters: dict[str, Adapter] = {}
-        self.trainable = [n for n, p in model.named_parameters() if p.requires_grad]
-        self.kept: dict[nn.Parameter, Tensor | Bits] = {}
-
-
-class Adapter:
+class Adapter(Merging):
     """ΔW = s·B·A for every site of a spec, attached to a model. Made by `attach` and `load_adapter`.
 
     name    how `switch`, `rows` and `generate` call it
@@ -118,10 +113,6 @@ class Adapter:
     def on(self) -> bool:
         return self._switch.on
 
-    @property
-    def merged(self) -> bool:
-        return self._switch.merged
-
     def enable(self, on: bool = True) -> None:
         """Let the adapter act, or not. A merged adapter is in the weights and must be unmerged to be off."""
         if self.merged and not on:
@@ -141,93 +132,6 @@ class Adapter:
             self._switch.on = was_on
             if was_merged:
                 self.merge()
-
-    # ---- into the weights and out again
-    def merge(self, requantise: bool = False) -> dict[str, float]:
-        """Add ΔW to the weights: computed in float32 (float64 for float64 weights) and rounded once (section 4.1).
-
-        The weights' own bits are kept aside, so that `unmerge` gives back exactly them. Needs that much memory.
-        A quantised weight must be decoded, changed and quantised again, which loses much of a small ΔW: that is done
-        only with `requantise`, and {site: ‖what is lost‖_F / ‖ΔW‖_F} is returned; {} for other weights.
-        Raises UserError on a quantised base without `requantise`, saying what would be lost; for a weight that other
-        modules use too, which this adapter does not adapt; and beside a DoRA adapter of the same matrices.
-        """
-        self._attached()
-        if self.merged:
-            return {}
-        self._check_tied()
-        self._check_dora()
-        check_merge(self, requantise)
-        self._switch.merged = True
-        self._rewrite()
-        return loss_of_merge(self, book_of(self.model).kept)
-
-    def unmerge(self) -> None:
-        """Take ΔW out of the weights again; with no other adapter merged, they are W0 to the bit."""
-        self._attached()
-        if self.merged:
-            self._switch.merged = False
-            self._rewrite()
-
-    def weights(self) -> dict[nn.Parameter, nn.Module]:
-        """The parameters that this adapter changes, each with a module that has it."""
-        found: dict[nn.Parameter, nn.Module] = {}
-        for host in self._hosts.values():
-            for p in _parts(host):
-                if p.switch is self._switch:
-                    for name in p.params:
-                        found.setdefault(cast(nn.Parameter, host._parameters[name]), host)
-        return found
-
-    def changes(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """(parameter, what merging adds to it) of every weight that the adapter changes; at least float32."""
-        kept = book_of(self.model).kept
-        for weight, host in self.weights().items():
-            yield weight, _change(weight, host, [self._switch], kept)
-
-    @torch.no_grad()
-    def _rewrite(self) -> None:
-        """Write W0 + the merged updates into each weight, or the kept bits where none is merged."""
-        book = book_of(self.model)
-        merged = [a._switch for a in book.adapters.values() if a.merged]
-        for weight, host in self.weights().items():
-            mine = [p for p in _parts(host) if p.switch in merged]
-            if weight not in book.kept:
-                book.kept[weight] = keep(host) if is_quantised(weight) else weight.detach().clone()
-            kept = book.kept[weight]
-            change = _change(weight, host, merged, book.kept) if mine else None
-            if isinstance(kept, Bits):
-                write(host, kept, change)
-            else:
-                weight.copy_(kept if change is None else wide(kept) + change)
-            if not mine:
-                del book.kept[weight]
-
-    def _check_tied(self) -> None:
-        """A weight that another module uses too must not be changed behind its back."""
-        mine = {p: self._parts_on(p, host) for p, host in self.weights().items()}
-        for path, module in self.model.named_modules(remove_duplicate=False):
-            for p in module._parameters.values():
-                if p is not None and p in mine and self._parts_on(p, module) != mine[p]:
-                    raise UserError(
-                        f"adapter {self.name!r} cannot be merged: {path} shares a weight that it adapts elsewhere (they"
-                        " are tied), and would change with it. Go on unmerged"
-                    )
-
-    def _parts_on(self, weight: nn.Parameter, host: nn.Module) -> list[Part]:
-        """What of this adapter acts on a weight in one of the modules that have it; nn.Modules compare by identity."""
-        parts = _parts(host) if isinstance(host, Adapted) else []
-        mine = [p for p in parts if p.switch is self._switch]
-        return [p for p in mine if any(host._parameters[n] is weight for n in p.params) and not isinstance(p, Copies)]
-
-    def _check_dora(self) -> None:
-        """DoRA measures W0 itself, so a weight with something merged into it is not what it was trained beside."""
-        for other in book_of(self.model).adapters.values():
-            if other is not self and (self.spec.dora or other.spec.dora) and {*self.weights()} & {*other.weights()}:
-                raise UserError(
-                    f"adapters {self.name!r} and {other.name!r} are on the same matrices and one of them is DoRA, which"
-                    " measures W0: merging one would change the other. Detach one of them first"
-                )
 
     # ---- attach and detach
     def detach(self) -> None:
@@ -253,46 +157,6 @@ class Adapter:
         from lora_core.saving import save_adapter
 
         return save_adapter(self, folder, {**self.info, **(info or {})})
-
-    def _attached(self) -> None:
-        if book_of(self.model).adapters.get(self.name) is not self:
-            raise UserError(f"adapter {self.name!r} is not attached to this model any more")
-
-
-def wide(w: Tensor) -> Tensor:
-    """At least float32, in which sums are formed before they are rounded."""
-    return w.to(torch.float64 if w.dtype == torch.float64 else torch.float32)
-
-
-def _parts(host: nn.Module) -> list[Part]:
-    return [cast(Part, p) for p in cast(Adapted, host).lora.values()]
-
-
-def _change(weight: nn.Parameter, host: nn.Module, switches: Sequence[Switch],
-            kept: Mapping[nn.Parameter, Tensor | Bits]) -> Tensor:  # fmt: skip
-    """What the adapters of these switches add to one weight of a host, together."""
-
-    def W0(name: str) -> Tensor:
-        own = kept.get(cast(nn.Parameter, host._parameters[name]))
-        return wide(own.plain if isinstance(own, Bits) else plain_weight(host, name) if own is None else own).detach()
-
-    total: Tensor | None = None
-    for part in _parts(host):
-        if part.switch in switches:
-            for name, change in part.change(host, W0).items():
-                if host._parameters[name] is weight:
-                    total = change if total is None else total + change
-    assert total is not None
-    return total
-
-
-def book_of(model: nn.Module) -> Registry:
-    """The model's book of adapters; made at the first call."""
-    book = model.__dict__.get("lora_adapters")
-    if book is None:
-        book = Registry(model)
-        object.__setattr__(model, "lora_adapters", book)
-    return book
 
 
 def attach(model: nn.Module, spec: LoraSpec, name: str = "default", *, seed: int = 0) -> Adapter:
@@ -379,14 +243,6 @@ def put_on(model: nn.Module, spec: LoraSpec, name: str, sites: Sequence[Site],
         for n, p in a.named_parameters():
             p.requires_grad_(a.spec.train_A or not n.endswith(".A"))
     return adapter
-
-
-def get_adapter(model: nn.Module, name: str) -> Adapter:
-    """The attached adapter of that name; UserError with the nearest match where there is none."""
-    adapters = book_of(model).adapters
-    if name not in adapters:
-        raise unknown("adapter", name, adapters, "on this model")
-    return adapters[name]
 
 
 def switch(model: nn.Module, old: str | None, new: str | None) -> None:

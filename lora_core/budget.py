@@ -19,7 +19,8 @@ from torch import nn
 from lora_core.costs import Step, anchored, costs
 from lora_core.errors import UserError
 from lora_core.families import STAGES
-from lora_core.sites import Site, find_direct, select
+from lora_core.selection import find_direct, select
+from lora_core.sites import Site
 from lora_core.spec import LoraSpec
 
 FACTOR = 4  # bytes of a factor's number: float32 on disk, and in memory unless the model is float64

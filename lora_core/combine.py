@@ -8,10 +8,12 @@ from typing import Literal
 import torch
 from torch import nn
 
-from lora_core.adapter import Adapter, book_of, get_adapter, put_on, wide
+from lora_core.adapter import Adapter, put_on
 from lora_core.delta import Delta
 from lora_core.errors import UserError, unknown
+from lora_core.merging import wide
 from lora_core.quantised import Bits
+from lora_core.registry import book_of, get_adapter
 from lora_core.sites import Site
 from lora_core.spec import LoraSpec
 

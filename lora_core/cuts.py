@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lora_core.adapter import Adapter, book_of, put_on
+from lora_core.adapter import Adapter, put_on
 from lora_core.delta import Delta
 from lora_core.errors import UserError
 from lora_core.evaluate import measure
+from lora_core.registry import book_of
 
 if TYPE_CHECKING:
     from lora_core.objective import Objective

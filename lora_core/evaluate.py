@@ -56,7 +56,7 @@ def spread(rows: Sequence[Row], most: int) -> list[Row]:
 @contextmanager
 def only(model: nn.Module, name: str | None) -> Iterator[None]:
     """Within the block the model computes with that adapter alone, or as the base model."""
-    from lora_core.adapter import book_of, get_adapter
+    from lora_core.registry import book_of, get_adapter
 
     if name is not None:
         get_adapter(model, name)

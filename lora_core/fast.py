@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora_core.layers import Adapted
+from lora_core.adapted import Adapted
 
 FAMILIES = ("llama", "mistral", "qwen2")
 LOGITS = 30 << 20  # bytes of logits at a time; glibc takes memory above 32 MiB from the system anew at every call

@@ -133,7 +133,8 @@ def load_into(model: nn.Module, folder: Path, name: str | None, allow_zero: bool
 
     import torch
 
-    from lora_core.adapter import book_of, put_on
+    from lora_core.adapter import put_on
+    from lora_core.registry import book_of
 
     stored = read_adapter(folder)
     spec = stored.spec or stored.foreign_spec()
@@ -202,7 +203,8 @@ def _module(model: nn.Module, path: str) -> nn.Module | None:
 def _host(model: nn.Module, s: StoredSite, experts: Mapping[str, Site]) -> Site:
     """The whole matrix at a stored site's place. UserError, with the nearest match, where the model has none."""
     from lora_core.errors import unknown
-    from lora_core.sites import Site, path_site, weight_shape
+    from lora_core.selection import path_site
+    from lora_core.sites import Site, weight_shape
 
     if s.expert is not None:
         key = unit_key(s.path, s.param, s.expert)
@@ -227,7 +229,7 @@ def _copies(model: nn.Module, stored: Stored, spec: LoraSpec) -> dict[str, Any]:
     """{"path.parameter": trained value} as `put_on` wants them; every one that is stored used, every shape right."""
     import torch
 
-    from lora_core.sites import find_direct
+    from lora_core.selection import find_direct
 
     for name, value in stored.base_weights.items():
         path, _, param = name.rpartition(".")

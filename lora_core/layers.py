@@ -13,20 +13,20 @@
 A module is adapted by giving it a class of its own that derives from its old one (`Adapted` before `nn.Linear`,
 `Conv1D`, …): its weight, its name and its state_dict stay what they were, and taking the class away again leaves no
 trace. What an adapter has on it lives in `module.lora`, out of reach of state_dict: the base model's file stays the
-base model's. There are three kinds: Factors add to a module's output; Copies and Experts stand in for its parameters.
+base model's. Factors, here, add to a module's output; what stands in for its parameters is in swaps.py, and the class
+itself in adapted.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora_core.sites import Rows, Site, plain_weight
+from lora_core.sites import Rows, plain_weight
 
 
 class Switch:
@@ -184,7 +184,7 @@ class Factors(Part):
         """y + ΔW·x on this site's rows; x (…, in), y (…, out of the whole module), own: W0·x + bias."""
         pick, shape = self.switch.rows, y.shape
         if pick is not None:  # only some rows of the batch: compute and add nothing for the others
-            x, own, y = _by_row(x, self.switch.batch)[pick], _by_row(own, self.switch.batch)[pick], _by_row(
+            x, own, y = by_row(x, self.switch.batch)[pick], by_row(own, self.switch.batch)[pick], by_row(
                 y, self.switch.batch)  # fmt: skip
         d = self.update(x, host)
         if self.m is not None:
@@ -201,7 +201,7 @@ class Factors(Part):
         return (y + full).reshape(shape)
 
 
-def _by_row(x: Tensor, n: int) -> Tensor:
+def by_row(x: Tensor, n: int) -> Tensor:
     """x with the batch as its first axis, also where a model has flattened (batch, time) into one."""
     if x.shape[0] % n:
         raise ValueError(
@@ -219,73 +219,6 @@ def _add_rows(y: Tensor, d: Tensor, rows: Rows) -> Tensor:
         y[..., rows] += d
         return y
     return y.index_add(-1, rows, d)
-
-
-class Copies(Part):
-    """Parameters that are trained themselves: norms, biases, a classifier's head. They begin as the module's own."""
-
-    def __init__(self, switch: Switch) -> None:
-        super().__init__()
-        self.switch = switch
-        self.of = nn.ParameterDict()
-
-    @property
-    def params(self) -> tuple[str, ...]:
-        return tuple(self.of)
-
-    def values(self, host: nn.Module) -> dict[str, Tensor]:
-        """{parameter of the host: what stands in for it}."""
-        return {n: p.to(getattr(host, n).dtype) for n, p in self.of.items()}
-
-    def change(self, host: nn.Module, kept: Callable[[str], Tensor]) -> dict[str, Tensor]:
-        return {n: p.detach().to(kept(n).dtype) - kept(n) for n, p in self.of.items()}
-
-
-class Experts(Part):
-    """Factors of the experts of a mixture, whose matrices are one parameter (experts, out, in) and no modules.
-
-    The sum with ΔW is formed at every call, since the experts' own code multiplies by it; so is its gradient, for one
-    layer at a time.
-    """
-
-    def __init__(self, switch: Switch, param: str) -> None:
-        super().__init__()
-        self.switch, self.param = switch, param
-        self.parts = nn.ModuleList()
-        self.where: list[Site] = []
-
-    @property
-    def params(self) -> tuple[str, ...]:
-        return (self.param,)
-
-    def add(self, f: Factors, site: Site) -> None:
-        self.parts.append(f)
-        self.where.append(site)
-
-    def delta(self, like: Tensor) -> Tensor:
-        """ΔW of all experts, as the parameter is stored; with gradient."""
-        first = self.where[0]
-        shape = (first.out, first.in_)
-        zero = like.new_zeros(shape)
-        given: dict[str, list[Tensor]] = {}
-        for f, site in zip(self.parts, self.where, strict=True):
-            blocks = given.setdefault(site.target, [zero] * like.shape[0])
-            blocks[cast(int, site.expert)] = cast(Factors, f).product().to(like.dtype)
-        stacked = {t: torch.stack(blocks) for t, blocks in given.items()}
-        if first.layout is None:
-            whole = stacked[first.target]
-        else:
-            gate, up = (stacked[t] if t in stacked else zero.expand(like.shape[0], *shape) for t in ("gate", "up"))
-            whole = torch.cat([gate, up], 1) if first.layout.name == "halves" else torch.stack([gate, up], 2).flatten(
-                1, 2)  # fmt: skip
-        return whole.transpose(1, 2) if first.transposed else whole
-
-    def values(self, host: nn.Module) -> dict[str, Tensor]:
-        W = cast(Tensor, host._parameters[self.param])
-        return {self.param: W + self.delta(W)}
-
-    def change(self, host: nn.Module, kept: Callable[[str], Tensor]) -> dict[str, Tensor]:
-        return {self.param: self.delta(kept(self.param)).detach()}
 
 
 class Fused(torch.autograd.Function):
@@ -326,117 +259,3 @@ class Fused(torch.autograd.Function):
             if dx is not None:
                 dx[i:j].addmm_(gB, A)
         return (None if dx is None else dx.view(x.shape), None, None, None, *out)
-
-
-class Store(nn.ModuleDict):
-    """The parts on a module, by adapter and target; like them out of the model's state_dict."""
-
-    state_dict = Part.state_dict
-    _load_from_state_dict = Part._load_from_state_dict
-
-
-class Adapted:
-    """Mixed in before a module's own class: its forward, with every adapter that acts."""
-
-    lora: Store
-
-    def active(self) -> Iterator[Part]:
-        for p in self.lora.values():
-            p = cast(Part, p)
-            if p.switch.on and not p.switch.merged:
-                yield p
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        acting = list(self.active())
-        if acting and self._can_fuse(acting, args):
-            me, x = cast(nn.Linear, self), cast(Tensor, args[0])
-            tokens, cuts, factors = x.numel() // x.shape[-1], [], []
-            for f in cast(list[Factors], acting):
-                A, B = f.pair()
-                factors += (B.T, A.T) if f.lookup else (A, B)  # lookup: the head of a tied model
-                rows, each = f.switch.rows, tokens // max(1, f.switch.batch)
-                some = isinstance(rows, slice)
-                cuts.append((rows.start * each, rows.stop * each, f.scaling) if some else (0, tokens, f.scaling))
-            return Fused.apply(x, me.weight, me.bias, cuts, *factors)
-        me, own = cast(nn.Module, self), cast(Callable[..., Any], super().forward)  # pyright: ignore
-        swaps = [p for p in acting if isinstance(p, (Copies, Experts))]
-        with _standing_in(me, [p for p in swaps if p.switch.rows is None]):
-            y = base = own(*args, **kwargs)
-            for switch in dict.fromkeys(p.switch for p in swaps if p.switch.rows is not None):
-                y = _for_rows([p for p in swaps if p.switch is switch], me, own, args, y)
-            for f in acting:
-                if isinstance(f, Factors):
-                    y = f.add_to(y, args[0], me, base)
-        return y
-
-    def _can_fuse(self, acting: Sequence[Part], args: tuple[Any, ...]) -> bool:
-        if type(self).__bases__[1] is not nn.Linear or len(args) != 1:
-            return False
-        me, x = cast(nn.Linear, self), args[0]
-        if me.weight.requires_grad or x.dtype != me.weight.dtype or torch.is_autocast_enabled(x.device.type):
-            return False
-        return all(
-            isinstance(f, Factors)
-            and f.rows is None
-            and f.A0 is None
-            and f.m is None
-            and not (f.dropout and f.training)
-            and (f.switch.rows is None or isinstance(f.switch.rows, slice) and x.shape[0] % f.switch.batch == 0)
-            for f in acting
-        )
-
-
-@contextmanager
-def _standing_in(host: nn.Module, parts: Iterable[Copies | Experts]) -> Iterator[None]:
-    """Within the block the host's parameters are what the parts say; several changes of one parameter add up."""
-    given: dict[str, list[Tensor]] = {}
-    for p in parts:
-        for name, value in p.values(host).items():
-            given.setdefault(name, []).append(value)
-    for name, (first, *more) in given.items():
-        own = cast(Tensor, host._parameters[name])
-        host.__dict__[name] = first + sum(v - own for v in more) if more else first  # found before _parameters
-    try:
-        yield
-    finally:
-        for name in given:
-            del host.__dict__[name]
-
-
-def _for_rows(
-    parts: Sequence[Copies | Experts], host: nn.Module, own: Callable[..., Any], args: tuple[Any, ...], y: Tensor
-) -> Tensor:
-    """y with the rows of the batch that are these parts' (of one adapter) computed with them."""
-    pick, n = parts[0].switch.rows, parts[0].switch.batch
-    assert pick is not None
-    flat = args[0].shape[0] != n  # a model may have flattened (batch, time) into one
-
-    def some(a: Any) -> Any:
-        return (_by_row(a, n)[pick].flatten(0, 1) if flat else _by_row(a, n)[pick]) if isinstance(a, Tensor) else a
-
-    with _standing_in(host, parts):
-        mine = own(*(some(a) for a in args))
-    whole = _by_row(y, n).clone()
-    whole[pick] = mine.reshape(-1, *whole.shape[1:])
-    return whole.reshape(y.shape)
-
-
-_classes: dict[type, type] = {}
-
-
-def adapt(module: nn.Module) -> nn.Module:
-    """Give a module the `Adapted` behaviour (once) and an empty `lora` store; returns the same module."""
-    if not isinstance(module, Adapted):
-        old = type(module)
-        if old not in _classes:
-            _classes[old] = type(f"Adapted{old.__name__}", (Adapted, old), {})
-        module.__class__ = _classes[old]
-        module.lora = Store()
-    return module
-
-
-def restore(module: nn.Module) -> None:
-    """Inverse of `adapt`."""
-    if isinstance(module, Adapted):
-        del module.lora  # pyright: ignore
-        module.__class__ = type(module).__bases__[1]

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_core import fast
+from lora_core.adapted import Adapted
 from lora_core.errors import UserError, unknown
-from lora_core.layers import Adapted
 from lora_core.tasks.encode import Encoded, encode_many
 
 if TYPE_CHECKING:

@@ -107,7 +107,7 @@ class Preference:
     def _kept_reference(self, batch: Batch, items: Sequence[Pair]) -> Tensor:
         """The same for pairs that are only measured, which come again in the same batches. Those of training are
         asked anew: the numbers depend on what else is in a batch, and a resumed run must find them to the bit."""
-        from lora_core.adapter import book_of
+        from lora_core.registry import book_of
 
         others = [a.name for a in book_of(self.model).adapters.values() if a.on and a is not self.adapter]
         key = (*others, *(e.number for e in items))

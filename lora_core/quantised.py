@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lora_core.errors import UserError
 
 if TYPE_CHECKING:
-    from lora_core.adapter import Adapter
+    from lora_core.merging import Merging
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ def write(module: nn.Module, bits: Bits, change: Tensor | None) -> None:
     _write(module, *((bits.codes, bits.state) if change is None else _encode(module, bits, bits.plain + change)))
 
 
-def check_merge(adapter: Adapter, requantise: bool) -> None:
+def check_merge(adapter: Merging, requantise: bool) -> None:
     """UserError where a merge would have to quantise again and was not told to; it says what would be lost."""
     for weight, host in adapter.weights().items():
         if is_quantised(weight) and not requantise:
@@ -62,7 +62,7 @@ def check_merge(adapter: Adapter, requantise: bool) -> None:
             )
 
 
-def loss_of_merge(adapter: Adapter, kept: dict[Any, Any]) -> dict[str, float]:
+def loss_of_merge(adapter: Merging, kept: dict[Any, Any]) -> dict[str, float]:
     """{module path: ‖what rounding took or added‖_F / ‖ΔW‖_F} for the quantised weights of a merged adapter."""
     found = {}
     paths = {id(m): p for p, m in adapter.model.named_modules()}

@@ -134,8 +134,9 @@ def _put_module(w: Written, adapter: Adapter, sites: list[Site], mixture: bool) 
 
 def _whole_W0(adapter: Adapter, site: Site) -> Tensor:
     """W0 (out, in) of all rows of the weight that a site is a slice of, as it was before any merge."""
-    from lora_core.adapter import book_of, wide
+    from lora_core.merging import wide
     from lora_core.quantised import Bits
+    from lora_core.registry import book_of
     from lora_core.sites import plain_weight
 
     module = adapter.model.get_submodule(site.path)
@@ -173,7 +174,7 @@ def numbers(p: Tensor) -> np.ndarray:
 # ---- what is trained itself --------------------------------------------------------------------------------------
 def _put_copies(w: Written, adapter: Adapter) -> None:
     """Copies under PEFT's names: modules that are saved whole, and biases."""
-    from lora_core.sites import find_direct
+    from lora_core.selection import find_direct
 
     if not adapter.copies:
         return

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tiny import FAMILIES, bits, filled, ids, targets_of, tiny
 
 import lora_core as lc
-from lora_core.adapter import book_of
+from lora_core.registry import book_of
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
 

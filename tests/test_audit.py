@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tiny import filled, tiny
 
 import lora_core as lc
-from lora_core.adapter import book_of
 from lora_core.audit import _core, noise_edge, noise_quotient
+from lora_core.registry import book_of
 from lora_core.spectra import batched_singular_values
 from lora_core.tasks import Row
 from tests.tokenizer_fixture import tiny_tokenizer

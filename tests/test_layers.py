@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lora_core.layers import Adapted, Factors, Fused, Switch, adapt, restore
+from lora_core.adapted import Adapted, adapt, restore
+from lora_core.layers import Factors, Fused, Switch
 from lora_core.starts import initial_A
 
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 12), st.integers(1, 12), st.integers(1, 6))  # tokens, in, out, r

@@ -15,7 +15,8 @@ from tiny import targets_of
 from zoo import CONFIGS, is_encoder, make, out
 
 import lora_core as lc
-from lora_core.sites import find_ends, find_sites
+from lora_core.selection import find_ends
+from lora_core.sites import find_sites
 
 every = pytest.mark.parametrize("name", CONFIGS)
 MIXTURES = ("mixtral", "qwen2_moe")

@@ -13,7 +13,7 @@ from zoo import CONFIGS, inputs, make, out
 import lora_core as lc
 from lora_core.adapter import put_on
 from lora_core.layers import Fused
-from lora_core.sites import find_direct, find_ends
+from lora_core.selection import find_direct, find_ends
 
 every = pytest.mark.parametrize("name", CONFIGS)
 CAUSAL = [n for n in CONFIGS if find_ends(make(n)).keys() == {"embed", "head"}]
@@ -298,7 +298,7 @@ def test_gates_go_through_the_fused_product(monkeypatch: pytest.MonkeyPatch) -> 
     assert sum(n.endswith(".g") for n in fused) == 2
     for p in a.parameters():
         p.grad = None
-    monkeypatch.setattr("lora_core.layers.Adapted._can_fuse", lambda *_: False)
+    monkeypatch.setattr("lora_core.adapted.Adapted._can_fuse", lambda *_: False)
     model(**inputs(model)).logits.square().sum().backward()
     for n, p in a.named_parameters():
         torch.testing.assert_close(p.grad, fused[n])

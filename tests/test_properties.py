@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import lora_core as lc
+from lora_core.adapted import Adapted, adapt, restore
 from lora_core.families import Layout
-from lora_core.layers import Adapted, Factors, Switch, adapt, restore
+from lora_core.layers import Factors, Switch
 from lora_core.spectra import batched_singular_values
 
 few, many = settings(max_examples=40, deadline=None), settings(max_examples=120, deadline=None)
