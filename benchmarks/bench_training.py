@@ -51,6 +51,8 @@ def side(which: str, dtype: str, targets: str, rank: int, steps: int, batch: int
             theirs = peer.peft_model(model, [NAMES[n] for n in names], rank, alpha)
             took = peer.train(theirs, tokenizer, rows, steps=steps, batch=batch, lr=1e-3, bf16=dtype == "bfloat16")
         each = took / steps
+        if steps == 1:  # for its time alone: the first step of a warm-up has rate 0
+            return {"seconds": took, "step_s": each, "peak_bytes": peak.bytes, "held_loss": 0.0}
         with tempfile.TemporaryDirectory() as folder:
             theirs.save_pretrained(folder)
             model, tokenizer = lc.load_model(MODEL, dtype=dtype)
