@@ -75,7 +75,7 @@ def command(adapter: object, repeats: int) -> None:
         def go(what: list[str]) -> float:
             at = time.perf_counter()
             done = subprocess.run(what, capture_output=True, text=True, check=True)
-            json.loads(done.stdout)
+            json.loads(done.stdout[done.stdout.index("{") :])  # gradience prints a line before it
             return time.perf_counter() - at
 
         values = in_turn({"ours": lambda: go(ours), "gradience": lambda: go(other)}, repeats, 1)
