@@ -13,8 +13,8 @@ from typing import Any
 def peft_model(model: Any, targets: Sequence[str], rank: int, alpha: float, task_type: str = "CAUSAL_LM") -> Any:
     from peft import LoraConfig, get_peft_model
 
-    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=int(alpha), target_modules=list(targets), lora_dropout=0.0,
-                                            task_type=task_type))  # fmt: skip
+    config = LoraConfig(r=rank, lora_alpha=int(alpha), target_modules=list(targets), task_type=task_type)
+    return get_peft_model(model, config)
 
 
 def train(model: Any, tokenizer: Any, rows: list[dict[str, list[int]]], *, steps: int, batch: int, lr: float,
