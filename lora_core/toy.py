@@ -35,7 +35,7 @@ class Toy:
     top: float = 4.0  # the largest singular value of the target
     inputs: str = "plain"  # plain | stretched (condition 100) | samples (64 of them, with noise)
     noise: float = 0.5
-    seed: int = 1
+    seed: int = 2
     eps: float = 1e-8  # of Adam
 
     @property
