@@ -16,7 +16,7 @@ from contextlib import nullcontext, redirect_stdout, suppress
 
 import typer
 
-from app.commands import adapters, models, ranks, runs, serve, sweep, train
+from app.commands import adapters, experiments, models, ranks, runs, serve, sweep, train
 from app.commands.output import Result, say, show
 from lora_core.errors import UserError
 from lora_core.home import home
@@ -43,6 +43,7 @@ cli.command("audit")(ranks.audit)
 cli.command("compress")(ranks.compress)
 cli.command("merge")(adapters.merge)
 cli.add_typer(runs.cli, name="runs")
+cli.add_typer(experiments.cli, name="experiment")
 
 
 def main() -> None:

@@ -45,6 +45,7 @@ _HOME = {
     "lora_core.generate": ("Generation", "generate"),
     "lora_core.cuts": ("Cuts", "measure_cuts"),
     "lora_core.evaluate": ("Loss", "TokenDiff", "evaluate", "measure", "score", "token_differences"),
+    "lora_core.experiments": ("Experiment", "Lab", "Result", "find_experiment", "run_experiment", "stored_result"),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 __version__ = "0.1.0"
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from lora_core.errors import UserError
     from lora_core.estimate import seconds_per_step
     from lora_core.evaluate import Loss, TokenDiff, evaluate, measure, score, token_differences
+    from lora_core.experiments import Experiment, Lab, Result, find_experiment, run_experiment, stored_result
     from lora_core.files import Stored, read_adapter
     from lora_core.generate import Generation, generate
     from lora_core.home import home
