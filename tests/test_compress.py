@@ -28,7 +28,7 @@ from zoo import make, out
 import lora_core as lc
 from lora_core.adapter import put_on
 from lora_core.allocate import allocate
-from lora_core.compress import _Work
+from lora_core.compress import _qr, _Work
 
 TIED = "llama, tied, with biases"
 
@@ -258,6 +258,17 @@ def test_half_precision_is_read_and_what_is_not_cut_keeps_its_bits(tmp_path: Pat
     for k, s in whole.sites.items():
         u, sigma, v = np.linalg.svd(s.scaling * s.B.astype(float) @ s.A)
         np.testing.assert_allclose(cut.sites[k].B @ cut.sites[k].A, sigma[0] * np.outer(u[:, 0], v[0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e3, 1e7, 1e12, np.inf])
+@pytest.mark.parametrize("shape", [(40, 6), (6, 6), (4, 6)])
+def test_the_thin_qr(condition: float, shape: tuple[int, int]) -> None:
+    g = np.random.default_rng(0)
+    X = g.standard_normal(shape) * (np.geomspace(1, 1 / condition, 6) if np.isfinite(condition) else [1, 1, 0, 1, 0, 0])
+    X = X @ np.linalg.qr(g.standard_normal((6, 6)))[0]
+    Q, R = _qr(X)
+    np.testing.assert_allclose(Q @ R, X, atol=1e-14 * np.abs(X).max() * 40)
+    np.testing.assert_allclose(Q.T @ Q, np.eye(min(shape)), atol=1e-13)
 
 
 def test_dead_matrices_and_directions_are_left_out(tmp_path: Path) -> None:
