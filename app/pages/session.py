@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,10 @@ class ModelSession:
 
             parts = {key: d.truncate(k) for key, d in whole.deltas().items()}
             tensors = {key: (d.A, d.B, d.scaling) for key, d in parts.items()}
-            put_on(loaded.model, whole.spec, cut, list(whole.sites.values()), tensors).enable(False)
+            # The cut is of ΔW itself; what was trained beside it stays, and goes with the last direction.
+            spec = replace(whole.spec, dora=False, mask=0.0, init="gaussian")
+            copies = {n: p.detach() for n, p in whole.copies.items()} if k else None
+            put_on(loaded.model, spec, cut, list(whole.sites.values()), tensors, copies=copies).enable(False)
         self._used(loaded, cut)
         return cut
 

@@ -70,6 +70,37 @@ def test_nothing_kept_is_the_base_and_all_kept_is_the_adapter(lab: Lab, run: Run
         assert lab.session.adapter(loaded, run.id, run.adapter, 2) == f"run-{run.id}-k2"
 
 
+def test_a_cut_keeps_what_was_trained_beside_it(lab: Lab, run: Run, tmp_path: Path) -> None:
+    """DoRA's W' − W0 is what is cut, and trained norms stay with it, down to the base model at k = 0."""
+    import torch
+
+    import lora_core as lc
+
+    with lab.session.model(run.request.model) as loaded:
+        spec = lc.LoraSpec(targets=("q", "norm"), rank=2, dora=True)
+        made = lc.attach(loaded.model, spec, "made")
+        g = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for p in made.parameters():
+                p.add_(torch.randn(p.shape, generator=g) * 0.1)
+        made.save(tmp_path / "made")
+        made.detach()
+        ids = torch.tensor([[1, 5, 9, 7]])
+
+        def out(k: int | None) -> torch.Tensor:
+            lc.switch(loaded.model, None, None if k == 0 else lab.session.adapter(loaded, 777, tmp_path / "made", k))
+            with torch.no_grad():
+                return loaded.model(ids).logits
+
+        whole, base = out(None), out(0)
+        lc.switch(loaded.model, None, lab.session.adapter(loaded, 777, tmp_path / "made", 0))
+        with torch.no_grad():
+            torch.testing.assert_close(loaded.model(ids).logits, base)
+        far = [float((out(k) - whole).norm()) for k in (1, 8, 31)]
+        assert far[0] > far[1] > far[2] and far[2] < 0.1 * float((base - whole).norm())
+        lc.switch(loaded.model, None, None)
+
+
 def test_few_adapters_stay_attached(lab: Lab, run: Run) -> None:
     import lora_core as lc
     from app.pages.session import ATTACHED
