@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lora_core.layers import Factors, Fused, Part
+from lora_core.layers import Factors, Fused, Part, fused
 from lora_core.swaps import Copies, Experts, for_rows, standing_in
 
 
@@ -41,7 +41,9 @@ class Adapted:
                 rows, each = f.switch.rows, tokens // max(1, f.switch.batch)
                 some = isinstance(rows, slice)
                 cuts.append((rows.start * each, rows.stop * each, f.scaling) if some else (0, tokens, f.scaling))
-            return Fused.apply(x, me.weight, me.bias, cuts, *factors)
+            if not torch.is_grad_enabled():
+                return fused(x, me.weight, me.bias, tuple(cuts), [f.to(x.dtype) for f in factors])[0]
+            return Fused.apply(x, me.weight, me.bias, tuple(cuts), *factors)
         me, own = cast(nn.Module, self), cast(Callable[..., Any], super().forward)  # pyright: ignore
         swaps = [p for p in acting if isinstance(p, (Copies, Experts))]
         with standing_in(me, [p for p in swaps if p.switch.rows is None]):

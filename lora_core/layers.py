@@ -221,24 +221,32 @@ def _add_rows(y: Tensor, d: Tensor, rows: Rows) -> Tensor:
     return y.index_add(-1, rows, d)
 
 
+Cuts = tuple[tuple[int, int, float], ...]  # first token, last + 1, s of each pair of factors
+
+
+def fused(x: Tensor, W0: Tensor, bias: Tensor | None, cuts: Cuts, factors: Sequence[Tensor]) -> tuple[Tensor, Any]:
+    """(W0·x + bias + s·B·(A·x), [A·x]) for factors A1, B1, A2, B2, …, added in place; for use without gradients."""
+    y = F.linear(x, W0, bias)
+    x2, y2 = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+    us = []
+    for (i, j, s), A, B in zip(cuts, factors[::2], factors[1::2], strict=True):
+        us.append(F.linear(x2[i:j], A))
+        y2[i:j].addmm_(us[-1], B.T, alpha=s)
+    return y, us
+
+
 class Fused(torch.autograd.Function):
     """h = W0·x + bias + s·B·(A·x) for a frozen W0, with its backward written by hand.
 
     It keeps x and u = A·x and nothing else, adds into W0·x in place, and never forms a gradient of W0. With g = ∂L/∂h:
     ∂L/∂B = s·gᵀu,  ∂L/∂A = s·(g·B)ᵀx,  ∂L/∂x = g·W0 + s·(g·B)·A.
-    Several pairs of factors may each have some tokens of the batch: cuts are (first token, last + 1, s) of each.
+    Several pairs of factors may each have some tokens of the batch, by their cuts.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W0: Tensor, bias: Tensor | None, cuts: Sequence[tuple[int, int, float]],
-                *factors: Tensor) -> Tensor:  # fmt: skip
-        narrow = [f.to(x.dtype) for f in factors]  # A1, B1, A2, B2, …
-        y = F.linear(x, W0, bias)
-        x2, y2 = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
-        us = []
-        for (i, j, s), A, B in zip(cuts, narrow[::2], narrow[1::2], strict=True):
-            us.append(F.linear(x2[i:j], A))
-            y2[i:j].addmm_(us[-1], B.T, alpha=s)
+    def forward(ctx: Any, x: Tensor, W0: Tensor, bias: Tensor | None, cuts: Cuts, *factors: Tensor) -> Tensor:
+        narrow = [f.to(x.dtype) for f in factors]
+        y, us = fused(x, W0, bias, cuts, narrow)
         ctx.save_for_backward(x, W0, *us, *narrow)
         ctx.cuts, ctx.dtype = cuts, factors[0].dtype
         return y
