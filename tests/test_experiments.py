@@ -153,6 +153,7 @@ def test_it_runs_from_end_to_end(name: str, folders: dict[str, str], monkeypatch
     assert result.verdict in VERDICTS and result.rows and result.sentence.endswith(".")
     assert "nan" not in result.sentence and result.quick and result.seconds > 0
     plain = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert json.loads(result.to_json()) == plain
     assert lc.Result.from_dict(plain).to_dict() == plain
     assert e.judge(plain["rows"]) == (result.verdict, result.sentence)
     kept = result_here(name)
@@ -167,8 +168,6 @@ def test_it_runs_from_end_to_end(name: str, folders: dict[str, str], monkeypatch
 def test_the_peak_is_of_a_process_that_trains(folders: dict[str, str]) -> None:
     found = {m: storage._peak(folders["writer"], m) for m in ("full", "lora")}
     assert all(0 < f["loaded"] <= f["peak"] for f in found.values())
-    with pytest.raises(RuntimeError, match="no model"):
-        storage._peak("no such model", "lora")
 
 
 def test_every_experiment_can_be_shown() -> None:

@@ -72,7 +72,7 @@ def run(
     from tqdm import tqdm
 
     from lora_core.experiments import Lab, Progress, find_experiment, run_experiment
-    from lora_core.home import write_json, writing
+    from lora_core.home import write_text, writing
 
     e = find_experiment(name)
     if steps is not None and steps < 1:
@@ -92,7 +92,7 @@ def run(
     if out is not None:
         with writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            write_json(out, result.to_dict())
+            write_text(out, result.to_json())
     return _answer(e, result, json)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from lora_core.errors import unknown
 from lora_core.experiments.experiment import Experiment, Result
 from lora_core.experiments.lab import Cell, Lab, Progress, Stopped
-from lora_core.home import home_path, read_json, write_json, writing
+from lora_core.home import home_path, read_json, write_text, writing
 
 __all__ = ["Cell", "Experiment", "Lab", "Progress", "Result", "Stopped", "experiments", "find_experiment",
            "result_here", "run_experiment", "stored_result"]  # fmt: skip
@@ -57,7 +57,7 @@ def run_experiment(name: str, lab: Lab | None = None) -> Result:
     file = _kept(name, lab.quick)
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, result.to_dict())
+        write_text(file, result.to_json())
     lab.cells.drop()
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,12 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` reads them back."""
         return {**asdict(self), "rows": [dict(r) for r in self.rows], "seeds": list(self.seeds)}
+
+    def to_json(self) -> str:
+        """The text of a result's file: one line for each row."""
+        rows = ",\n  ".join(json.dumps(r, ensure_ascii=False) for r in self.rows)
+        head = json.dumps({**self.to_dict(), "rows": []}, indent=1, ensure_ascii=False)
+        return head.replace('"rows": []', f'"rows": [\n  {rows}\n ]', 1) + "\n"
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> Result:

@@ -41,11 +41,12 @@ def _train(lab: Lab, goal: str, seed: int) -> list[Row]:
 
     classify = goal == "classify"
     model, tokenizer = lab.encoder() if classify else lab.writer()
-    task = lc.load_task("sentiment" if classify else "restaurant", train=200, test=lab.choose(16, 64))
+    task = lc.load_task("sentiment" if classify else "restaurant", train=200, test=lab.choose(8, 64))
     task = pairs(task) if goal == "preference" else task
     steps = lab.steps(40, 100) if classify else lab.steps(10, 40)
-    config = lc.TrainConfig(steps=steps, batch_size=16 if classify else 2 if goal == "preference" else 4,
-                            lr=3e-3 if classify else 2e-3, seed=seed, eval_every=steps)  # fmt: skip
+    batch = {"classify": 16, "lm": lab.choose(2, 4), "preference": lab.choose(1, 2)}[goal]
+    config = lc.TrainConfig(steps=steps, batch_size=batch, lr=3e-3 if classify else 2e-3, seed=seed,
+                            eval_every=steps)  # fmt: skip
     try:
         adapter = lc.attach(model, replace(SPEC, full=drawn_modules(model) if classify else ()), "one", seed=seed)
         before = after = None

@@ -14,18 +14,22 @@ if TYPE_CHECKING:
     from lora_core.experiments.lab import Lab
     from lora_core.objective import Objective
     from lora_core.sites import Site
-    from lora_core.tasks import Task
+    from lora_core.tasks import Row, Task
 
 HELD = 256  # held-out rows that everything is measured on
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Trained adapters while they are attached. figures: {name, or None for the base: held-out loss, accuracy}."""
+    """Trained adapters while they are attached. rows: held out.
+
+    figures: {name, or None for the base: loss and accuracy on those rows}
+    """
 
     model: Any
     task: Task
     objective: Objective
+    rows: list[Row]
     adapters: dict[str, Adapter]
     figures: dict[str | None, dict[str, float]]
 
@@ -38,7 +42,7 @@ def trained(lab: Lab, specs: Mapping[str, LoraSpec], *, seed: int, steps: int, l
 
     The sentiment task runs on the encoder, whose random head each spec trains too; all others on the writer. The rows
     are the same for every seed, which draws A and the order of the rows. share: how much of the present cell this is;
-    held: how many held-out rows are measured, 256 texts or 32 completions unless told.
+    held: how many held-out rows are measured, 256 texts (128 in the quick version) or 32 completions unless told.
     """
     import lora_core as lc
     from lora_core.classification import drawn_modules
@@ -51,14 +55,14 @@ def trained(lab: Lab, specs: Mapping[str, LoraSpec], *, seed: int, steps: int, l
     specs = {n: replace(s, full=tuple(dict.fromkeys([*s.full, *extra]))) for n, s in specs.items()}
     config = lc.TrainConfig(steps=steps, batch_size=batch, lr=lr, seed=seed, eval_rows=0, eval_every=steps)
     goal: Any = (lc.Classification(model, tokenizer) if classify else lc.CausalLM(model, tokenizer, data.template))
-    kept = spread(data.test, held or (HELD if classify else 32))
+    kept = spread(data.test, held or (lab.choose(HELD // 2, HELD) if classify else 32))
     try:
         total = steps * len(specs)
         for i, e in enumerate(lc.sweep(model, specs, data, config, objective=goal, tokenizer=tokenizer)):
             if e.event.kind == "step":
                 lab.at(min(1.0, i / total) * share * 0.9)
         figures = lc.measure(goal, kept, adapters=[None, *specs])
-        yield Trained(model, data, goal, {n: lc.get_adapter(model, n) for n in specs}, figures)
+        yield Trained(model, data, goal, kept, {n: lc.get_adapter(model, n) for n in specs}, figures)
     finally:
         detach_all(model)
 

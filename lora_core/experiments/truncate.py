@@ -30,10 +30,11 @@ def _lora(lab: Lab, seed: int) -> list[Row]:
     import lora_core as lc
 
     model, _ = lab.encoder()
-    specs = {f"r{r}": LoraSpec(targets=TARGETS, rank=r, alpha=16) for r in ranks_for(model, TARGETS, (*KS, 64))}
-    with trained(lab, specs, seed=seed, steps=lab.steps(30, 120), lr=1e-3, share=0.8) as t:
+    ranks = lab.choose((K, 64), (*KS, 64))
+    specs = {f"r{r}": LoraSpec(targets=TARGETS, rank=r, alpha=16) for r in ranks_for(model, TARGETS, ranks)}
+    with trained(lab, specs, seed=seed, steps=lab.steps(30, 120), lr=2e-3, share=0.8) as t:
         whole = max(specs.values(), key=lambda s: s.rank)
-        cuts = lc.measure_cuts(t.adapters[f"r{whole.rank}"], lambda a: t.objective, t.task.test)
+        cuts = lc.measure_cuts(t.adapters[f"r{whole.rank}"], lambda a: t.objective, t.rows)
         rows = [{"kind": "trained", "seed": seed, "k": s.rank, **t.figures[n]} for n, s in specs.items()]
         return rows + [{"kind": "cut", "seed": seed, "k": k, **f} for k, f in cuts.cuts.items() if k in (0, *KS, 64)
                        or k == whole.rank]  # fmt: skip
@@ -49,7 +50,7 @@ def _full(lab: Lab, seed: int) -> list[Row]:
     sites = sites_of(model, TARGETS)
     spec = LoraSpec(targets=("norm",), full=tuple(s.path for s in sites))
     rows: list[Row] = []
-    with trained(lab, {"full": spec}, seed=seed, steps=lab.steps(30, 120), lr=1e-4, share=0.7) as t:
+    with trained(lab, {"full": spec}, seed=seed, steps=lab.steps(30, 120), lr=3e-4, share=0.7) as t:
         copies = t.adapters["full"].copies
         found = {}
         for s in sites:
@@ -65,7 +66,7 @@ def _full(lab: Lab, seed: int) -> list[Row]:
                 for copy, W, U, S, Vh in found.values():
                     copy.copy_(W + (U[:, :k] * S[:k]) @ Vh[:k] if k != 0 else W)
             rows.append({"kind": "full cut", "seed": seed, "k": -1 if k is None else k,
-                         **lc.measure(t.objective, t.task.test, adapters=["full"])["full"]})  # fmt: skip
+                         **lc.measure(t.objective, t.rows, adapters=["full"])["full"]})  # fmt: skip
     return rows
 
 

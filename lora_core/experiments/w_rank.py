@@ -68,7 +68,7 @@ def _blocks(lab: Lab) -> tuple[Any, list[Any]]:
     import lora_core as lc
 
     model, tokenizer = lab.writer()
-    task = lc.load_task("restaurant", train=1, test=lab.choose(24, 96))
+    task = lc.load_task("restaurant", train=1, test=lab.choose(18, 96))
     return lc.CausalLM(model, tokenizer, task.template), [task.test[i::BLOCKS] for i in range(BLOCKS)]
 
 
@@ -104,8 +104,8 @@ def _delta(lab: Lab, seed: int) -> list[Row]:
     targets = tuple(dict.fromkeys(s.target for s, *_ in _svds(lab).values()))
     rank = ranks_for(model, targets, (8,))[0]
     spec = LoraSpec(targets=targets, rank=rank, alpha=16)
-    with trained(lab, {"delta": spec}, seed=seed, steps=lab.steps(20, 60), lr=2e-3, batch=4, task="restaurant",
-                 share=0.8, held=1) as t:  # fmt: skip
+    with trained(lab, {"delta": spec}, seed=seed, steps=lab.steps(16, 60), lr=2e-3, batch=lab.choose(2, 4),
+                 task="restaurant", share=0.8, held=1) as t:  # fmt: skip
         cuts = lc.measure_cuts(t.adapters["delta"], lambda a: goal, [r for block in blocks for r in block])
     full = float(np.mean([len(S) for _, _, S, _ in _svds(lab).values()]))
     return [{"kind": "delta", "seed": seed, "rank": k, "share": k / full, "loss": v["loss"]}
