@@ -42,7 +42,7 @@ def _valley(lab: Lab, seed: int, lr: float) -> list[Row]:
     ranks = ranks_for(lab.encoder()[0], TARGETS, RANKS)
     asked = {(s, r): spec_for(s, r) for r in ranks for s in SCALINGS}
     names = {spec: f"s{i}" for i, spec in enumerate(dict.fromkeys(asked.values()))}  # at r = 8 they are one
-    with trained(lab, {n: spec for spec, n in names.items()}, seed=seed, steps=lab.steps(30, 100), lr=lr, batch=8,
+    with trained(lab, {n: spec for spec, n in names.items()}, seed=seed, steps=lab.steps(25, 100), lr=lr, batch=lab.choose(4, 8),
                  held=lab.choose(96, 256)) as t:  # fmt: skip
         return [{"kind": "valley", "scaling": s, "rank": r, "lr": lr, "seed": seed, **t.figures[names[spec]]}
                 for (s, r), spec in asked.items()]  # fmt: skip

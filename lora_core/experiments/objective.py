@@ -44,7 +44,7 @@ def _train(lab: Lab, goal: str, seed: int) -> list[Row]:
     task = lc.load_task("sentiment" if classify else "restaurant", train=200, test=lab.choose(8, 64))
     task = pairs(task) if goal == "preference" else task
     steps = lab.steps(40, 100) if classify else lab.steps(10, 40)
-    batch = {"classify": 16, "lm": lab.choose(2, 4), "preference": lab.choose(1, 2)}[goal]
+    batch = {"classify": lab.choose(8, 16), "lm": lab.choose(2, 4), "preference": lab.choose(1, 2)}[goal]
     config = lc.TrainConfig(steps=steps, batch_size=batch, lr=3e-3 if classify else 2e-3, seed=seed,
                             eval_every=steps)  # fmt: skip
     try:

@@ -52,7 +52,7 @@ def _compare(lab: Lab, seed: int) -> list[Row]:
     learnt: list[dict[str, tuple[str, int | None, np.ndarray, np.ndarray]]] = []
     for i, rank in enumerate((small, large, large)):
         spec = LoraSpec(targets=TARGETS, rank=rank, alpha=16)
-        with trained(lab, {"a": spec}, seed=seed + APART * i, steps=lab.steps(60, 200), lr=3e-3, held=1) as t:
+        with trained(lab, {"a": spec}, seed=seed + APART * i, steps=lab.steps(40, 200), lr=3e-3, held=1) as t:
             a = t.adapters["a"]
             learnt.append({k: (s.target, s.layer, _directions(a.factors(k).A.detach()),
                                a.delta(k).double().svd()[2].numpy()) for k, s in a.sites.items()})  # fmt: skip

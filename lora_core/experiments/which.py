@@ -56,7 +56,7 @@ def equal_specs(model: Any) -> dict[str, LoraSpec]:
 
 def _train(lab: Lab, seed: int, lr: float) -> list[Row]:
     specs = {name.replace(",", "-"): spec for name, spec in equal_specs(lab.encoder()[0]).items()}
-    with trained(lab, specs, seed=seed, steps=lab.steps(30, 120), lr=lr) as t:
+    with trained(lab, specs, seed=seed, steps=lab.steps(25, 120), lr=lr) as t:
         return [{"targets": ",".join(spec.targets), "ranks": dict(spec.rank_pattern), "seed": seed, "lr": lr,
                  "trainable": sum(p.numel() for k, p in t.adapters[n].named_parameters() if k.endswith((".A", ".B"))),
                  **t.figures[n]} for n, spec in specs.items()]  # fmt: skip
