@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lora_core.files import Stored
 
 TOGETHER = 30  # matrices in a batch
+THIN = 16  # up to this rank BLAS keeps to one core, so that batches are worth a thread each
 ENOUGH = 1e4  # times λ_min over r: then one pass of Cholesky leaves an error of some 1e-12
 
 
@@ -112,7 +113,7 @@ def batched_singular_values(factors: Mapping[str, tuple[np.ndarray, np.ndarray, 
         core = s[:, None, None] * (_triangle(B) @ _triangle(A.transpose(0, 2, 1)).transpose(0, 2, 1))
         return np.linalg.svd(core, compute_uv=False)
 
-    if len(parts) < 2:
+    if len(parts) < 2 or max(r for _, _, r in groups) > THIN:
         found = [of(keys) for keys in parts]
     else:  # numpy lets go of Python's lock while it computes
         with ThreadPoolExecutor(min(len(parts), os.cpu_count() or 1)) as pool:
