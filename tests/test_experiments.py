@@ -244,7 +244,7 @@ def _noisy(mean: float, spread: float = 0.002) -> list[float]:
 
 
 def _rank_rows(one: list[float], most: list[float]) -> list[dict[str, Any]]:
-    return [{"task": "sentiment", "rank": k, "seed": s, "accuracy": v, "loss": 1 - v, "base_loss": 0.7,
+    return [{"task": "sentiment", "rank": k, "seed": s, "accuracy": v, "loss": 1 - v, "base_loss": 2.0,
              "stable_rank": k**0.25} for k, vs in ((1, one), (8, most), (64, most))
             for s, v in enumerate(vs)]  # fmt: skip
 
@@ -262,9 +262,15 @@ def test_the_rule_of_rank(one: list[float], most: list[float], wanted: str) -> N
     assert found == wanted and "r^0.25 ± 0.00" in words
 
 
+def test_of_what_learnt_nothing_nothing_is_said() -> None:
+    rows = [{**r, "base_loss": r["loss"]} for r in _rank_rows(_noisy(0.5), _noisy(0.5))]
+    found, words = lc.find_experiment("rank").judge(rows)
+    assert found == UNDECIDED and words.startswith("Training did not take")
+
+
 def test_the_rule_of_which() -> None:
     def rows(**loss: float) -> list[dict[str, Any]]:
-        return [{"targets": n.replace("_", ","), "seed": s, "loss": v, "best": True, "trainable": 100}
+        return [{"targets": n.replace("_", ","), "seed": s, "loss": v, "base_loss": 2.0, "best": True, "trainable": 100}
                 for n, x in loss.items() for s, v in enumerate(_noisy(x))]  # fmt: skip
 
     judge = lc.find_experiment("which").judge
@@ -281,6 +287,18 @@ def test_the_rule_of_latency() -> None:
 
     judge = lc.find_experiment("latency").judge
     assert [judge(rows(*x))[0] for x in ((1.0, 0.2), (1.2, 0.2), (1.02, 5.0))] == [HOLDS, NOT, UNDECIDED]
+
+
+def test_the_rule_of_switch() -> None:
+    def rows(ms: float, changed: float) -> list[dict[str, Any]]:
+        ways = ("subtract and add", "restore exactly", "unmerged")
+        return [{"way": w, "dtype": d, "switches": 20, "ms": [ms + i for i in range(19)], "load_ms": 100.0,
+                 "bytes_kept": 0, "entries_changed": changed, "drift": changed}
+                for w in ways for d in ("float32", "bfloat16")]  # fmt: skip
+
+    judge = lc.find_experiment("switch").judge
+    found = [judge(rows(*x))[0] for x in ((5, 0.0), (5, 0.1), (200, 0.1), (90, 0.1))]
+    assert found == [HOLDS, PARTLY, NOT, UNDECIDED]
 
 
 def test_the_rule_of_amplify_and_its_random_column(folders: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from lora_core.experiments.experiment import Experiment, Row
 from lora_core.experiments.lab import Cell
 from lora_core.experiments.training import detach_all, ranks_for, trained
-from lora_core.experiments.verdicts import above, by, every, interval, pm, verdict
+from lora_core.experiments.verdicts import above, by, every, interval, learnt, pm, unlearnt, verdict
 from lora_core.spec import LoraSpec
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def _valley(lab: Lab, seed: int, lr: float) -> list[Row]:
     ranks = ranks_for(lab.encoder()[0], TARGETS, RANKS)
     asked = {(s, r): spec_for(s, r) for r in ranks for s in SCALINGS}
     names = {spec: f"s{i}" for i, spec in enumerate(dict.fromkeys(asked.values()))}  # at r = 8 they are one
-    with trained(lab, {n: spec for spec, n in names.items()}, seed=seed, steps=lab.steps(25, 100), lr=lr, batch=lab.choose(4, 8),
-                 held=lab.choose(96, 256)) as t:  # fmt: skip
+    with trained(lab, {n: spec for spec, n in names.items()}, seed=seed, steps=lab.steps(80, 150), lr=lr,
+                 batch=lab.choose(4, 8), held=lab.choose(96, 256)) as t:  # fmt: skip
         return [{"kind": "valley", "scaling": s, "rank": r, "lr": lr, "seed": seed, **t.figures[names[spec]]}
                 for (s, r), spec in asked.items()]  # fmt: skip
 
@@ -87,6 +87,9 @@ def judge(rows: Sequence[Row]) -> tuple[str, str]:
     valleys = by(rows, kind="valley")
     low, high = min(r["rank"] for r in valleys), max(r["rank"] for r in valleys)
     seeds = sorted({r["seed"] for r in valleys})
+    gains = [math.log(2) - min(r["loss"] for r in by(valleys, seed=n)) for n in seeds]  # log 2: a head that guesses
+    if not learnt(gains):
+        return unlearnt(gains)
     move: dict[str, dict[int, float]] = {}
     least: dict[str, float] = {}
     for s in SCALINGS:

@@ -11,7 +11,7 @@ import numpy as np
 from lora_core.experiments.experiment import Experiment, Row
 from lora_core.experiments.lab import Cell
 from lora_core.experiments.training import ranks_for, trained
-from lora_core.experiments.verdicts import above, interval, paired, per_seed, pm, verdict
+from lora_core.experiments.verdicts import above, interval, learnt, paired, per_seed, pm, unlearnt, verdict
 from lora_core.spec import LoraSpec
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def _look(lab: Lab, seed: int) -> list[Row]:
     specs = {f"r{r}": LoraSpec(targets=TARGETS, rank=r, alpha=16) for r in ranks_for(model, TARGETS, RANKS)}
     noise = np.random.default_rng(seed)
     rows: list[Row] = []
-    with trained(lab, specs, seed=seed, steps=lab.steps(40, 200), lr=3e-3, held=1) as t:
+    with trained(lab, specs, seed=seed, steps=lab.steps(100, 200), lr=5e-3) as t:
         for name, spec in specs.items():
             a = t.adapters[name]
             for key, delta in a.deltas().items():
@@ -44,6 +44,7 @@ def _look(lab: Lab, seed: int) -> list[Row]:
                 Q, P = (np.linalg.qr(noise.standard_normal((n, r)))[0] for n in (out, in_))
                 rows.append({
                     "seed": seed, "target": a.sites[key].target, "layer": a.sites[key].layer, "rank": spec.rank,
+                    "gain": t.figures[None]["loss"] - t.figures[name]["loss"],
                     "norm_W": float(np.linalg.norm(W)), "norm_delta": float(np.sqrt((S * S).sum())),
                     "of_delta": float(np.linalg.norm(U.T @ W @ Vh.T)), "of_W": float(np.sqrt((sigma[:r] ** 2).sum())),
                     "of_random": float(np.linalg.norm(Q.T @ W @ P)),
@@ -56,6 +57,9 @@ def _look(lab: Lab, seed: int) -> list[Row]:
 
 def judge(rows: Sequence[Row]) -> tuple[str, str]:
     """More of W in ΔW's directions than in random ones; less than half of W's top; rank 4 amplifies more than 64."""
+    gains = per_seed(rows, "gain").values()
+    if not learnt(gains):
+        return unlearnt(gains)
     low, high = min(r["rank"] for r in rows), max(r["rank"] for r in rows)
     linked = above(per_seed(rows, "over_random", rank=low).values(), 1.0)
     fresh = above([0.5 - v for v in per_seed(rows, "over_W", rank=low).values()])

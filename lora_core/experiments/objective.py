@@ -43,9 +43,9 @@ def _train(lab: Lab, goal: str, seed: int) -> list[Row]:
     model, tokenizer = lab.encoder() if classify else lab.writer()
     task = lc.load_task("sentiment" if classify else "restaurant", train=200, test=lab.choose(8, 64))
     task = pairs(task) if goal == "preference" else task
-    steps = lab.steps(40, 100) if classify else lab.steps(10, 40)
+    steps = lab.steps(100, 150) if classify else lab.steps(10, 40)
     batch = {"classify": lab.choose(8, 16), "lm": lab.choose(2, 4), "preference": lab.choose(1, 2)}[goal]
-    config = lc.TrainConfig(steps=steps, batch_size=batch, lr=3e-3 if classify else 2e-3, seed=seed,
+    config = lc.TrainConfig(steps=steps, batch_size=batch, lr=5e-3 if classify else 2e-3, seed=seed,
                             eval_every=steps)  # fmt: skip
     try:
         adapter = lc.attach(model, replace(SPEC, full=drawn_modules(model) if classify else ()), "one", seed=seed)

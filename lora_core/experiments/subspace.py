@@ -14,7 +14,7 @@ import numpy as np
 from lora_core.experiments.experiment import Experiment, Row
 from lora_core.experiments.lab import Cell
 from lora_core.experiments.training import ranks_for, trained
-from lora_core.experiments.verdicts import above, by, every, paired, per_seed, pm, verdict
+from lora_core.experiments.verdicts import above, by, every, learnt, paired, per_seed, pm, unlearnt, verdict
 from lora_core.spec import LoraSpec
 
 if TYPE_CHECKING:
@@ -49,31 +49,36 @@ def _directions(M: Any) -> np.ndarray:
 def _compare(lab: Lab, seed: int) -> list[Row]:
     model, _ = lab.encoder()
     small, large = (ranks_for(model, TARGETS, (r,))[0] for r in RANKS)
-    learnt: list[dict[str, tuple[str, int | None, np.ndarray, np.ndarray]]] = []
+    gain = float("inf")  # of the one that learnt least
+    found: list[dict[str, tuple[str, int | None, np.ndarray, np.ndarray]]] = []
     for i, rank in enumerate((small, large, large)):
         spec = LoraSpec(targets=TARGETS, rank=rank, alpha=16)
-        with trained(lab, {"a": spec}, seed=seed + APART * i, steps=lab.steps(40, 200), lr=3e-3, held=1) as t:
+        with trained(lab, {"a": spec}, seed=seed + APART * i, steps=lab.steps(100, 200), lr=5e-3) as t:
             a = t.adapters["a"]
-            learnt.append({k: (s.target, s.layer, _directions(a.factors(k).A.detach()),
+            gain = min(gain, t.figures[None]["loss"] - t.figures["a"]["loss"])
+            found.append({k: (s.target, s.layer, _directions(a.factors(k).A.detach()),
                                a.delta(k).double().svd()[2].numpy()) for k, s in a.sites.items()})  # fmt: skip
     noise = np.random.default_rng(seed)
     rows: list[Row] = []
-    for key, (target, layer, A8, D8) in learnt[0].items():
-        A64, D64, B64 = learnt[1][key][2], learnt[1][key][3], learnt[2][key][2]
+    for key, (target, layer, A8, D8) in found[0].items():
+        A64, D64, B64 = found[1][key][2], found[1][key][3], found[2][key][2]
         in_ = A8.shape[1]
         control = [_directions(noise.standard_normal((r, in_))) for r in (small, large)]
         for of, pair, V1, V2 in (
             ("A", "ranks", A8, A64), ("A", "seeds", A64, B64), ("ΔW", "ranks", D8, D64),
-            ("ΔW", "seeds", D64, learnt[2][key][3]), ("Gaussian", "ranks", *control),
+            ("ΔW", "seeds", D64, found[2][key][3]), ("Gaussian", "ranks", *control),
         ):  # fmt: skip
-            rows.append({"seed": seed, "target": target, "layer": layer, "in": in_, "of": of, "pair": pair,
-                         "ranks": [len(V1), len(V2)], "phi": grid(V1, V2), "top": float((V1[0] @ V2[0]) ** 2),
+            rows.append({"seed": seed, "gain": gain, "target": target, "layer": layer, "in": in_, "of": of,
+                         "pair": pair, "ranks": [len(V1), len(V2)], "phi": grid(V1, V2), "top": float((V1[0] @ V2[0]) ** 2),
                          "small": float((np.square(V1[:small] @ V2.T)).sum() / small)})  # fmt: skip
     return rows
 
 
 def judge(rows: Sequence[Row]) -> tuple[str, str]:
     """φ(1, 1) of A above a half, for q and v, between the ranks; above the Gaussian control also between seeds."""
+    gains = per_seed(rows, "gain").values()
+    if not learnt(gains):
+        return unlearnt(gains)
     control = per_seed(rows, "top", of="Gaussian")
     top = {(of, pair): per_seed(rows, "top", of=of, pair=pair) for of in ("A", "ΔW") for pair in ("ranks", "seeds")}
     shared = every(above(per_seed(rows, "top", of="A", pair="ranks", target=t).values(), 0.5) for t in TARGETS)

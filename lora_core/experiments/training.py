@@ -42,7 +42,8 @@ def trained(lab: Lab, specs: Mapping[str, LoraSpec], *, seed: int, steps: int, l
 
     The sentiment task runs on the encoder, whose random head each spec trains too; all others on the writer. The rows
     are the same for every seed, which draws A and the order of the rows. share: how much of the present cell this is;
-    batch: rows in a step, 8 in the quick version and else 16 unless told; held: how many held-out rows are measured, 256 texts (128 in the quick version) or 32 completions unless told.
+    batch: rows in a step, 16 unless told; held: how many held-out rows are measured, 256 texts or 32 completions
+    unless told. The quick version takes half of either.
     """
     import lora_core as lc
     from lora_core.classification import drawn_modules
@@ -53,7 +54,8 @@ def trained(lab: Lab, specs: Mapping[str, LoraSpec], *, seed: int, steps: int, l
     data = lc.load_task(task, seed=0, train=rows, test=HELD)
     extra = drawn_modules(model) if classify else ()
     specs = {n: replace(s, full=tuple(dict.fromkeys([*s.full, *extra]))) for n, s in specs.items()}
-    config = lc.TrainConfig(steps=steps, batch_size=batch or lab.choose(8, 16), lr=lr, seed=seed, eval_rows=0, eval_every=steps)
+    config = lc.TrainConfig(steps=steps, batch_size=batch or lab.choose(8, 16), lr=lr, seed=seed, eval_rows=0,
+                            eval_every=steps)  # fmt: skip
     goal: Any = (lc.Classification(model, tokenizer) if classify else lc.CausalLM(model, tokenizer, data.template))
     kept = spread(data.test, held or (lab.choose(HELD // 2, HELD) if classify else 32))
     try:

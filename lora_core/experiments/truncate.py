@@ -9,7 +9,7 @@ from lora_core.experiments.experiment import Experiment, Row
 from lora_core.experiments.lab import Cell
 from lora_core.experiments.nulls import gaussian_ninety, ninety, noise_edge
 from lora_core.experiments.training import ranks_for, sites_of, trained
-from lora_core.experiments.verdicts import above, by, interval, paired, per_seed, pm, verdict
+from lora_core.experiments.verdicts import above, by, interval, learnt, paired, per_seed, pm, unlearnt, verdict
 from lora_core.spec import LoraSpec
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def _lora(lab: Lab, seed: int) -> list[Row]:
     model, _ = lab.encoder()
     ranks = lab.choose((K, 64), (*KS, 64))
     specs = {f"r{r}": LoraSpec(targets=TARGETS, rank=r, alpha=16) for r in ranks_for(model, TARGETS, ranks)}
-    with trained(lab, specs, seed=seed, steps=lab.steps(30, 120), lr=2e-3, share=0.8) as t:
+    with trained(lab, specs, seed=seed, steps=lab.steps(100, 200), lr=2e-3, share=0.8) as t:
         whole = max(specs.values(), key=lambda s: s.rank)
         cuts = lc.measure_cuts(t.adapters[f"r{whole.rank}"], lambda a: t.objective, t.rows)
         rows = [{"kind": "trained", "seed": seed, "k": s.rank, **t.figures[n]} for n, s in specs.items()]
@@ -50,7 +50,7 @@ def _full(lab: Lab, seed: int) -> list[Row]:
     sites = sites_of(model, TARGETS)
     spec = LoraSpec(targets=("norm",), full=tuple(s.path for s in sites))
     rows: list[Row] = []
-    with trained(lab, {"full": spec}, seed=seed, steps=lab.steps(30, 120), lr=3e-4, share=0.7) as t:
+    with trained(lab, {"full": spec}, seed=seed, steps=lab.steps(100, 200), lr=3e-4, share=0.7) as t:
         copies = t.adapters["full"].copies
         found = {}
         for s in sites:
@@ -79,6 +79,9 @@ def kept(rows: Sequence[Row], kind: str, whole: int) -> dict[int, float]:
 def judge(rows: Sequence[Row]) -> tuple[str, str]:
     """8 directions keep 95 % of what r = 64 gains, and 95 % of what full fine-tuning gains."""
     top = max(r["k"] for r in by(rows, kind="cut"))
+    gains = paired(per_seed(rows, "loss", kind="cut", k=0), per_seed(rows, "loss", kind="cut", k=top))
+    if not learnt(gains):
+        return unlearnt(gains)
     lora, full = kept(rows, "cut", top), kept(rows, "full cut", -1)
     least = min(K, top)
     late = paired(per_seed(rows, "loss", kind="trained", k=least), per_seed(rows, "loss", kind="cut", k=least))

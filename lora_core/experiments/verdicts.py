@@ -51,6 +51,17 @@ def every(parts: Iterable[bool | None]) -> bool | None:
     return False if False in found else None if None in found else True
 
 
+def learnt(gains: Iterable[float]) -> bool:
+    """Whether training took: the held-out loss fell clearly by more than 0.05 nats. What an adapter that learnt nothing
+    looks like says nothing about adapters; the sentiment task begins with a plateau of some fifty steps."""
+    return above(gains, 0.05) is True
+
+
+def unlearnt(gains: Iterable[float]) -> tuple[str, str]:
+    """What is said instead of a verdict about adapters that learnt nothing."""
+    return UNDECIDED, f"Training did not take: the held-out loss fell by {pm(list(gains))} nats. More steps are needed."
+
+
 def by(rows: Iterable[Row], **wanted: object) -> list[Row]:
     """The rows whose values are those."""
     return [r for r in rows if all(r.get(k) == v for k, v in wanted.items())]
