@@ -70,7 +70,8 @@ def _compare(lab: Lab, seed: int) -> list[Row]:
         ):  # fmt: skip
             rows.append({"seed": seed, "gain": gain, "target": target, "layer": layer, "in": in_, "of": of,
                          "pair": pair, "ranks": [len(V1), len(V2)], "phi": grid(V1, V2),
-                         "top": float((V1[0] @ V2[0]) ** 2), "small": float((np.square(V1[:small] @ V2.T)).sum() / small)})  # fmt: skip
+                         "top": float((V1[0] @ V2[0]) ** 2),
+                         "small": float((np.square(V1[:small] @ V2.T)).sum() / small)})  # fmt: skip
     return rows
 
 
