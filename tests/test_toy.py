@@ -72,7 +72,7 @@ def test_swaps_wear_off_bf16() -> None:
     assert 0.25 < np.mean(W[1] != W[0]) < 0.5
     assert np.linalg.norm(W[200] - W[0]) > 5 * np.linalg.norm(W[1] - W[0])
     two = swaps(Toy(), 20, fresh=False)
-    assert (two[20] == two[2]).all()
+    assert np.linalg.norm(two[20] - two[0]) < 0.7 * np.linalg.norm(W[20] - W[0])  # ever new tasks wear more
     fine = swaps(Toy(), 20, dtype="fp32")
     assert np.linalg.norm(fine[20] - fine[0]) < 1e-5 * np.linalg.norm(fine[0])
 
