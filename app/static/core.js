@@ -35,7 +35,7 @@ export const state = {
   boot: null, facts: null, spec: null, config: null, data: null,   // the dials
   about: null,                                                     // what is known of the data
   run: null, view: null,                                           // the run that is open, and how it stands
-  matrix: null, tab: "adapt", fault: null, time: null,
+  matrix: null, tab: "play", fault: null, time: null,
 };
 const bus = new EventTarget();
 export const on = (names, f) => names.split(" ").forEach((n) => bus.addEventListener(n, (e) => f(e.detail)));

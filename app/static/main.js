@@ -2,6 +2,7 @@
  * A part is a function (root, {props, send}) that builds its DOM and listens to the bus; some give {update(value)}. */
 import {Away, asked, address, emit, get, h, on, show, state} from "./core.js";
 import {frame} from "./frame.js";
+import {playground} from "./playground.js";
 import {adapt} from "./adapt.js";
 import {train} from "./train.js";
 import {compare} from "./compare.js";
@@ -9,8 +10,10 @@ import {spectra} from "./spectra.js";
 import {openRun} from "./run.js";
 import {prefetch} from "./plot.js";
 
-const parts = {frame, adapt, train, compare, spectra};
-const names = Object.keys(parts);
+const parts = {frame, play, adapt, train, compare, spectra};
+const names = Object.keys(parts), free = ["frame", "play"];       // free: drawn at once, without a word from the server
+const here = () => names.includes(asked("tab")) && asked("tab") !== "frame" ? asked("tab") : "play";
+state.tab = here();
 const mounted = new Set();
 
 /* What a part is built from; it waits for the server, however long that takes, and says so after a moment. */
@@ -38,27 +41,35 @@ async function mount(name, element, {props, trigger, watch}) {
     root.append(h("p", {class: "ll-wait"}, "Starting: the first time this takes some seconds."));
   }
   element.replaceChildren(root);
-  if (name !== "frame") { begin(await boot); root.replaceChildren(); }
+  if (!free.includes(name)) begin(await boot);
+  if (name !== "frame") root.replaceChildren();
   const part = parts[name](root, {value: JSON.parse(JSON.stringify(props.value ?? {})),
     send(value, event) { props.value = value; trigger(event); }}) || {};
   if (part.update) watch("value", () => part.update(JSON.parse(JSON.stringify(props.value))));
+  if (free.includes(name)) emit("tab", state.tab);
   mounted.add(name);
   if (mounted.size === names.length) start();
 }
 
+/* Play: it knows nothing of the server; here it gets the address, and what comes after its last question. */
+function play(root) {
+  const part = playground(root, {query: () => new URLSearchParams(location.search), next: () => show("adapt"),
+    address: (change) => { if (state.tab === "play") address({tab: "play", ...change}); }});
+  on("tab", (name) => name === "play" ? part.begin() : part.pause());
+}
+
 /* All parts are there: the tab and the run that the address names. */
 function start() {
-  const tab = names.includes(asked("tab")) && asked("tab") !== "frame" ? asked("tab") : "adapt";
   state.matrix = asked("m");
-  show(tab, false);
+  show(state.tab, false);
   emit("start");
   openRun(state.run);
   if (state.boot.note) { address({run: null}); emit("lost", state.boot.note); }
   (globalThis.requestIdleCallback ?? setTimeout)(() => setTimeout(prefetch, 800));
 }
 addEventListener("popstate", () => {
-  const tab = asked("tab"), run = asked("run");
-  show(names.includes(tab) && tab !== "frame" ? tab : "adapt", false);
+  const run = asked("run");
+  show(here(), false);
   const id = run && /^\d+$/.test(run) ? Number(run) : state.boot?.run ?? null;
   if (id !== state.run) openRun(id, {refill: true});
   if (asked("m") !== state.matrix) { state.matrix = asked("m"); emit("matrix", state.matrix); }

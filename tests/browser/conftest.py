@@ -143,7 +143,7 @@ def open_page(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]
     faults: list[str] = []
     contexts = []
 
-    def opened(path: str = "/", *, size: Any = WIDE, scheme: Any = "light", offline_ok: bool = False) -> Page:
+    def opened(path: str = "/?tab=adapt", *, size: Any = WIDE, scheme: Any = "light", offline_ok: bool = False) -> Page:
         context = browser.new_context(viewport=size, color_scheme=scheme, reduced_motion="reduce")
         contexts.append(context)
         page = context.new_page()

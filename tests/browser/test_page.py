@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import NARROW, WIDE, Server, ready, shoot, written
 
-TABS = ("adapt", "train", "compare", "spectra")
+TABS = ("play", "adapt", "train", "compare", "spectra")
 ROWS = "".join(f"colour : {c} | shape : {s}||A {c} {s}.\n" for c in ("red", "blue", "green") for s in ("box", "ball"))
 
 
@@ -84,7 +84,7 @@ def test_tabs_and_layers_by_keyboard(open_page: Callable[..., Page]) -> None:
     page.keyboard.press("ArrowRight")
     assert page.get_by_role("tab", name="Train").get_attribute("aria-selected") == "true"
     assert page.locator("#panel-train").is_visible() and not page.locator("#panel-adapt").is_visible()
-    page.keyboard.press("Home")
+    page.keyboard.press("ArrowLeft")
     page.locator("#targets [data-name='down']").focus()
     before = page.evaluate("LoraLab.state.spec.targets.includes('down')")
     page.keyboard.press("Space")
@@ -177,7 +177,7 @@ def test_without_the_default_model_another_can_be_picked(open_page: Callable[...
         route.fulfill(json=boot)
 
     page.route("**/lab/api/boot*", without)
-    page.goto(server.url)
+    page.goto(f"{server.url}/?tab=adapt")
     expect(page.locator("#panel-adapt > .ll-fault")).to_have_text("cannot fetch the package")
     assert page.locator("#train-button").is_disabled()
     page.locator("#model-picker select").select_option("smollm2-135m")
