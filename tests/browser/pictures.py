@@ -1,6 +1,7 @@
 """Makes the pictures of the README and the docs: `python -m tests.browser.pictures docs/screens`.
 
-What a first visit shows at 1280×720: the default dials on Adapt, the recorded run on the other tabs.
+What a first visit shows at 1280×720: the toy in the middle of its first question, the default dials on Adapt, the
+recorded run on the other tabs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from playwright.sync_api import sync_playwright
 from tests.browser.conftest import SLOW, WIDE, Server, own_home, ready, written
 from tests.browser_path import browser_path
 
-WAIT_FOR = {"adapt": "#targets svg", "train": "#loss-plot .main-svg", "compare": ".cp-tok",
+WAIT_FOR = {"play&p=first&t=44": "#panel-play[data-ready=true]", "adapt": "#targets svg",
+            "train": "#loss-plot .main-svg", "compare": ".cp-tok",
             "spectra": "#spectrum-plot .main-svg"}  # fmt: skip
 
 
@@ -34,8 +36,9 @@ def main(folder: Path) -> None:
                 if tab == "compare":
                     written(page)
                 page.wait_for_timeout(800)
-                page.screenshot(path=folder / f"{tab}.png")
-                print(folder / f"{tab}.png")
+                name = tab.partition("&")[0]
+                page.screenshot(path=folder / f"{name}.png")
+                print(folder / f"{name}.png")
         finally:
             browser.close()
             server.stop()
