@@ -6,6 +6,7 @@ trained, and how much is measured here. QLoRA (arXiv 2305.14314) therefore leave
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -83,8 +84,6 @@ def _read(module: nn.Module) -> tuple[Tensor, Any]:
     weight = cast(Any, module.weight)
     kind = type(weight).__name__
     if kind == "Params4bit" and weight.quant_state is not None:
-        if getattr(weight.quant_state, "packing_format_for_cpu", False):
-            raise UserError("these 4-bit weights are packed for this processor and cannot be decoded; go on unmerged")
         return weight.data, weight.quant_state
     if kind == "Int8Params":
         scale = weight.SCB if weight.SCB is not None else cast(Any, module).state.SCB
@@ -97,6 +96,10 @@ def _decode(codes: Tensor, state: Any) -> Tensor:
         return codes.float() * (state.float() / 127)[:, None]
     import bitsandbytes.functional as bnb
 
+    if getattr(state, "packing_format_for_cpu", False):  # what processors with AVX512-BF16 make of it at the first pass
+        codes, state = bnb._convert_weight_packed_for_cpu_inverse(codes, copy.copy(state))
+        if not state.nested:  # then it leaves the scales as the packing turned them
+            state.absmax = state.absmax.T.reshape(-1).float()
     return bnb.dequantize_4bit(codes, state).float()
 
 
@@ -108,7 +111,8 @@ def _encode(module: nn.Module, bits: Bits, W: Tensor) -> tuple[Tensor, Any]:
         return codes, scale
     weight = cast(Any, module.weight)
     how = {n: getattr(weight, n) for n in ("blocksize", "compress_statistics", "quant_type", "quant_storage")}
-    return bnb.quantize_4bit(W.to(bits.state.dtype), **how)
+    packed = getattr(bits.state, "packing_format_for_cpu", False)
+    return bnb.quantize_4bit(W.to(bits.state.original_dtype if packed else bits.state.dtype), **how)
 
 
 def _write(module: nn.Module, codes: Tensor, state: Any) -> None:

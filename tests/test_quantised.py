@@ -20,6 +20,7 @@ def quantised(kind: str) -> Any:
             if kind == "nf4":
                 new = bnb.nn.Linear4bit(module.in_features, module.out_features, bias=False, quant_type="nf4")
                 new.weight = bnb.nn.Params4bit(module.weight.data, requires_grad=False, quant_type="nf4")
+                new.support_avx512bf16_for_cpu = False  # its packing takes no matrices as small as these
             else:
                 new = bnb.nn.Linear8bitLt(module.in_features, module.out_features, bias=False, has_fp16_weights=False)
                 new.weight = bnb.nn.Int8Params(module.weight.data, requires_grad=False, has_fp16_weights=False)
@@ -28,14 +29,19 @@ def quantised(kind: str) -> Any:
     return model.to("cpu")
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_lora_beside_quantised_weights(kind: str) -> None:
+def computing(kind: str) -> tuple[Any, torch.Tensor]:
+    """The model and its logits; the test is skipped where bitsandbytes has no code for this machine."""
     model = quantised(kind)
     try:
         with torch.no_grad():
-            base = model(ids()).logits
+            return model, model(ids()).logits
     except (RuntimeError, AttributeError) as e:
         pytest.skip(f"bitsandbytes cannot compute {kind} on this machine: {e}")
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_lora_beside_quantised_weights(kind: str) -> None:
+    model, base = computing(kind)
     adapter = lc.attach(model, lc.LoraSpec(targets=("q", "v", "down"), rank=4))
     with torch.no_grad():
         assert torch.equal(model(ids()).logits, base)
@@ -55,12 +61,7 @@ def codes(model: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_merging_into_quantised_weights_says_what_is_lost_and_can_be_undone(kind: str) -> None:
-    model = quantised(kind)
-    try:
-        with torch.no_grad():
-            base = model(ids()).logits
-    except (RuntimeError, AttributeError) as e:
-        pytest.skip(f"bitsandbytes cannot compute {kind} on this machine: {e}")
+    model, base = computing(kind)
     before = codes(model)
     adapter = filled(lc.attach(model, lc.LoraSpec(targets=("q", "v"), rank=4, alpha=4)), std=0.05)
     W0, deltas = {k: adapter.W0(k) for k in adapter.sites}, adapter.deltas()
@@ -93,7 +94,7 @@ def test_merging_into_quantised_weights_says_what_is_lost_and_can_be_undone(kind
 def test_a_larger_update_loses_less_of_itself(kind: str) -> None:
     shares = []
     for std in (0.02, 0.2):
-        model = quantised(kind)
+        model, _ = computing(kind)
         adapter = filled(lc.attach(model, lc.LoraSpec(targets=("q",), rank=4, alpha=4)), std=std)
         shares.append(sum(adapter.merge(requantise=True).values()))
     assert shares[1] < 0.5 * shares[0]
@@ -101,9 +102,7 @@ def test_a_larger_update_loses_less_of_itself(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_dora_and_pissa_on_quantised_weights_use_their_decoded_numbers(kind: str) -> None:
-    model = quantised(kind)
-    with torch.no_grad():
-        base = model(ids()).logits
+    model, base = computing(kind)
     for setting in ({"dora": True}, {"init": "pissa"}):
         adapter = lc.attach(model, lc.LoraSpec(targets=("q", "v"), rank=4, **setting))  # type: ignore[arg-type]
         with torch.no_grad():
@@ -119,3 +118,26 @@ def test_dora_and_pissa_on_quantised_weights_use_their_decoded_numbers(kind: str
         model(ids()).logits.square().mean().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in adapter.parameters())
         adapter.detach()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_weights_that_a_processor_packed_for_itself_are_decoded(nested: bool) -> None:
+    """With AVX512-BF16 the first pass packs 4-bit weights otherwise, and rounds their scales to bfloat16."""
+    from lora_core.quantised import keep, write
+
+    torch.manual_seed(0)
+    layer = bnb.nn.Linear4bit(128, 64, bias=False, quant_type="nf4", compress_statistics=nested)
+    layer = layer.to("cpu")
+    plain = keep(layer).plain
+    layer.weight.data, layer.weight.quant_state = bnb.functional._convert_weight_packed_for_cpu(
+        layer.weight.data, layer.weight.quant_state)  # fmt: skip
+    packed = keep(layer)
+    codes, absmax = packed.codes.clone(), packed.state.absmax.clone()
+    assert float((packed.plain - plain).norm() / plain.norm()) < 5e-3
+    change = torch.full_like(plain, 0.05)
+    write(layer, packed, change)
+    after = keep(layer).plain
+    assert float((after - plain - change).norm()) < 0.5 * float(change.norm())
+    write(layer, packed, None)
+    assert torch.equal(layer.weight.data, codes) and torch.equal(layer.weight.quant_state.absmax, absmax)
+    assert layer.weight.quant_state.packing_format_for_cpu
