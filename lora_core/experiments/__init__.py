@@ -10,6 +10,7 @@ The results of our own runs lie in `results/` and are there at once: `stored_res
 from __future__ import annotations
 
 import importlib
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lora_core.experiments.lab import Cell, Lab, Progress, Stopped
 from lora_core.home import home_path, read_json, write_text, writing
 
 __all__ = ["Cell", "Experiment", "Lab", "Progress", "Result", "Stopped", "experiments", "find_experiment",
-           "result_here", "run_experiment", "stored_result"]  # fmt: skip
+           "result_here", "results_here", "run_experiment", "stored_result"]  # fmt: skip
 
 NAMES = ("storage", "switch", "w-rank", "rank", "which", "subspace", "amplify", "truncate", "alpha", "latency",
          "objective")  # fmt: skip
@@ -53,7 +54,7 @@ def run_experiment(name: str, lab: Lab | None = None) -> Result:
     result = Result(name=e.name, question=e.question, claim=e.claim, verdict=verdict, sentence=sentence,
                     rows=tuple(rows), quick=lab.quick, seconds=sum(lab.cells.seconds.values()),
                     model=", ".join(lab.names[w] for w in sorted(lab.used)), machine=_machine(),
-                    command=_command(e.name, lab), seeds=lab.seeds)  # fmt: skip
+                    command=_command(e.name, lab), seeds=lab.seeds, made=date.today().isoformat())  # fmt: skip
     file = _kept(name, lab.quick)
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -69,8 +70,13 @@ def stored_result(name: str) -> Result | None:
 
 def result_here(name: str) -> Result | None:
     """The last full result of this machine, else its last quick one, else None."""
+    return next(iter(results_here(name)), None)
+
+
+def results_here(name: str) -> list[Result]:
+    """All that was found on this machine: the last full result, then the last quick one, as far as they exist."""
     find_experiment(name)
-    return _read(_kept(name, False)) or _read(_kept(name, True))
+    return [r for r in (_read(_kept(name, False)), _read(_kept(name, True))) if r is not None]
 
 
 def _kept(name: str, quick: bool) -> Path:

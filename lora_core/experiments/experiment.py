@@ -54,6 +54,7 @@ class Result:
     quick     whether it is the short version, on fewer steps, settings and rows
     seconds   of work, over all the sittings that it took; model: what it ran on; machine: where
     command   the command line that makes it again; seeds: what was repeated with
+    made      the day on which it was finished, as 2026-11-24; "" where that was not noted
     """
 
     name: str
@@ -68,6 +69,7 @@ class Result:
     machine: Mapping[str, Any]
     command: str
     seeds: tuple[int, ...]
+    made: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` reads them back."""
@@ -82,6 +84,6 @@ class Result:
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> Result:
         """Inverse of `to_dict`; UserError for what is no result."""
-        if {f.name for f in fields(cls)} != set(d) or d["verdict"] not in VERDICTS:
+        if {f.name for f in fields(cls)} != {*d, "made"} or d["verdict"] not in VERDICTS:
             raise UserError("this is no result of an experiment")
         return cls(**{**d, "rows": tuple(d["rows"]), "seeds": tuple(d["seeds"])})
