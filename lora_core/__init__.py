@@ -45,6 +45,7 @@ _HOME = {
     "lora_core.generate": ("Generation", "generate"),
     "lora_core.cuts": ("Cuts", "measure_cuts"),
     "lora_core.evaluate": ("Loss", "TokenDiff", "evaluate", "measure", "score", "token_differences"),
+    "lora_core.frames": ("to_frame",),
     "lora_core.experiments": ("Experiment", "Lab", "Result", "find_experiment", "run_experiment", "stored_result"),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from lora_core.evaluate import Loss, TokenDiff, evaluate, measure, score, token_differences
     from lora_core.experiments import Experiment, Lab, Result, find_experiment, run_experiment, stored_result
     from lora_core.files import Stored, read_adapter
+    from lora_core.frames import to_frame
     from lora_core.generate import Generation, generate
     from lora_core.home import home
     from lora_core.models import load_model, registry

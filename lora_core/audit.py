@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lora_core.errors import UserError
+from lora_core.frames import frame
 from lora_core.spectra import batched_singular_values, energy, energy_rank, spectrum_of
 
 if TYPE_CHECKING:
+    import pandas
+
     from lora_core.adapter import Adapter
     from lora_core.files import Stored
 
@@ -75,6 +78,10 @@ class Audit:
     matrices: tuple[MatrixAudit, ...]
     suggested_rank: int
     kept_energy: tuple[float, ...]
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A row for each matrix, as a pandas DataFrame."""
+        return frame([m.to_dict() for m in self.matrices])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -10,9 +10,12 @@ from lora_core.adapter import Adapter, put_on
 from lora_core.delta import Delta
 from lora_core.errors import UserError
 from lora_core.evaluate import measure
+from lora_core.frames import frame
 from lora_core.registry import book_of
 
 if TYPE_CHECKING:
+    import pandas
+
     from lora_core.objective import Objective
     from lora_core.tasks import Row
 
@@ -34,6 +37,10 @@ class Cuts:
     cuts: dict[int, dict[str, float]]
     gain: float
     suggested_rank: int
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A row for each cut: its rank and its figures, as a pandas DataFrame."""
+        return frame({"rank": k, **v} for k, v in self.cuts.items())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; the cuts as [{rank, loss, …}]."""

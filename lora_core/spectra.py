@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lora_core.errors import UserError
+from lora_core.frames import frame
 
 if TYPE_CHECKING:
+    import pandas
+
     from lora_core.adapter import Adapter
     from lora_core.files import Stored
 
@@ -59,7 +62,15 @@ class Spectrum:
         return {**asdict(self), "shape": list(self.shape), "singular_values": list(self.singular_values)}
 
 
-def spectra(adapter: Adapter | Stored) -> dict[str, Spectrum]:
+class Spectra(dict[str, Spectrum]):
+    """{key: Spectrum}, in the adapter's order."""
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A row for each matrix, indexed by its path."""
+        return frame([s.to_dict() for s in self.values()]).set_index("path", drop=True)
+
+
+def spectra(adapter: Adapter | Stored) -> Spectra:
     """{key: Spectrum} of all adapted matrices, in the adapter's order; from an attached adapter or a stored one.
 
     DoRA's ΔW has full rank and takes W0 to know: UserError for a stored adapter, the spectrum of W' − W0 for an
@@ -73,10 +84,10 @@ def spectra(adapter: Adapter | Stored) -> dict[str, Spectrum]:
     figures = {}
     for keys in by_rank.values():
         figures |= dict(zip(keys, _figures(np.stack([sigmas[k] for k in keys])), strict=True))
-    return {
+    return Spectra({
         k: Spectrum(path=k, target=t, layer=layer, rank=B.shape[1], shape=(B.shape[0], A.shape[1]), **figures[k])
         for k, (t, layer, B, A, _) in items.items()
-    }
+    })  # fmt: skip
 
 
 def _items(adapter: Adapter | Stored) -> dict[str, tuple[str, int | None, np.ndarray, np.ndarray, float]]:

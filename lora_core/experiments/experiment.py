@@ -8,8 +8,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from lora_core.errors import UserError
+from lora_core.frames import frame
 
 if TYPE_CHECKING:
+    import pandas
+
     from lora_core.experiments.lab import Lab
 
 Row = dict[str, Any]
@@ -74,6 +77,10 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` reads them back."""
         return {**asdict(self), "rows": [dict(r) for r in self.rows], "seeds": list(self.seeds)}
+
+    def to_frame(self) -> pandas.DataFrame:
+        """All measurements as a pandas DataFrame: a row for each."""
+        return frame(self.rows)
 
     def to_json(self) -> str:
         """The text of a result's file: one line for each row."""

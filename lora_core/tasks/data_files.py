@@ -265,10 +265,10 @@ def _jsonl(file: str, text: str) -> Iterator[Row]:
             what = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply or a number too long"
             hint = "; a .jsonl file has one object on each line" if number == 1 and line.lstrip()[:1] in "[{" else ""
             raise _bad(file, number, f"not JSON: {what}{where}{hint}") from None
-        yield _json_row(file, number, value)
+        yield json_row(file, number, value)
 
 
-def _json_row(file: str, line: int, value: Any) -> Row:
+def json_row(file: str, line: int, value: Any) -> Row:
     if not isinstance(value, dict):
         raise _bad(file, line, f"a JSON object is needed, this is {_kind(value)}")
     if "messages" in value:

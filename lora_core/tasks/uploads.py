@@ -1,4 +1,4 @@
-"""The user's file -> a Task: what is held out, what the score is, what was cut."""
+"""The user's file or rows -> a Task: what is held out, what the score is, what was cut."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from lora_core.errors import UserError, unknown
 from lora_core.tasks.data_files import Content, read_rows
 from lora_core.tasks.encode import MOST_TOKENS, check_template, cut_notes
+from lora_core.tasks.records import records
 from lora_core.tasks.scores import score_answers, score_labels, score_nothing, score_pairs, score_sentences
 from lora_core.tasks.task import CHAT, TEMPLATE, Note, Row, Scorer, Task
 
@@ -23,30 +24,33 @@ LABEL_WORDS = 3
 
 
 def load_data(
-    path: str | os.PathLike[str],
+    data: Any,
     *,
-    test: str | os.PathLike[str] | None = None,
+    test: Any = None,
     seed: int = 0,
     template: str | None = None,
     tokenizer: Any = None,
     max_tokens: int = MOST_TOKENS,
     labels: Mapping[str, str] | None = None,
 ) -> Task:
-    """A task from the user's file; the formats are those of `lora_core.tasks.data_files`.
+    """A task from the user's file, or from rows in memory.
 
-    test        a file with the held-out rows. Training rows that share a prompt with it are left out, and told.
-                Without it about a tenth of the rows is held out, by whole prompts (at most 128), picked by `seed`
+    data        a file (.txt, .tsv, .csv, .jsonl), a list of dicts, a pandas DataFrame or a datasets.Dataset. Dicts and
+                columns have the keys of a .jsonl file: prompt and completion; text and label; messages; or prompt,
+                chosen and rejected
+    test        the held-out rows, given in the same ways. Training rows that share a prompt with them are left out,
+                and told. Without them about a tenth of the rows is held out, by whole prompts (at most 128), picked by `seed`
     template    "{prompt} ->" unless told; "{messages}" is the model's chat template, which rows of messages always use
     tokenizer   when given, rows longer than `max_tokens` are named in `skipped` (they are kept, but cut)
     labels      other words for the completions, as in {"1": "positive", "0": "negative"}
 
-    Raises UserError for whatever is wrong with the files, with file and line.
+    Raises UserError for whatever is wrong with the rows, with file and line.
     """
-    content = _relabelled(read_rows(path), labels)
+    content = _relabelled(_content(data), labels)
     remarks = list(content.remarks)
     notes: list[Note] = []
     if test is not None:
-        other = _relabelled(read_rows(test), labels)
+        other = _relabelled(_content(test), labels)
         remarks += [r for r in other.remarks if r not in remarks]
         train, held = _without(content, other.rows, notes), other.rows
         held_file = other.file
@@ -57,7 +61,7 @@ def load_data(
 
 
 def load_held_out(
-    path: str | os.PathLike[str],
+    data: Any,
     *,
     template: str | None = None,
     tokenizer: Any = None,
@@ -65,10 +69,14 @@ def load_held_out(
     labels: Mapping[str, str] | None = None,
 ) -> Task:
     """A task of which all rows are held out and none trained: what an evaluation on a file needs."""
-    content = _relabelled(read_rows(path), labels)
+    content = _relabelled(_content(data), labels)
     return _task(
         content.file, content.file, (), content.rows, template, tokenizer, max_tokens, [], list(content.remarks)
     )
+
+
+def _content(data: Any) -> Content:
+    return read_rows(data) if isinstance(data, (str, os.PathLike)) else records(data)
 
 
 def split(content: Content, seed: int, remarks: list[str]) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
