@@ -39,7 +39,8 @@ def load_data(
                 columns have the keys of a .jsonl file: prompt and completion; text and label; messages; or prompt,
                 chosen and rejected
     test        the held-out rows, given in the same ways. Training rows that share a prompt with them are left out,
-                and told. Without them about a tenth of the rows is held out, by whole prompts (at most 128), picked by `seed`
+                and told. Without them about a tenth of the rows is held out, by whole prompts (at most 128), picked by
+                `seed`
     template    "{prompt} ->" unless told; "{messages}" is the model's chat template, which rows of messages always use
     tokenizer   when given, rows longer than `max_tokens` are named in `skipped` (they are kept, but cut)
     labels      other words for the completions, as in {"1": "positive", "0": "negative"}
