@@ -318,7 +318,7 @@ function h(tag, attrs = {}, ...kids) {
 const mix = (a, b, x) => `rgb(${a.map((v, i) => Math.round(v + (b[i] - v) * x)).join()})`;
 const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 function palette(node) {
-  const css = getComputedStyle(node), get = (name, or) => css.getPropertyValue(`--${name}`).trim() || or, dark = document.body.classList.contains("dark");
+  const css = getComputedStyle(node), get = (name, or) => css.getPropertyValue(`--${name}`).trim() || or, dark = Boolean(node.closest(".dark"));
   return {ink: get("ll-ink", "#0f172a"), muted: get("ll-muted", "#475569"), line: get("ll-line", "#dde3ea"), edge: get("ll-edge", "#76859a"), card: get("ll-card", "#ffffff"),
     base: get("ll-base-fill", "#cbd5e1"), warm: get("ll-warm-fill", "#e8590c"), warmText: get("ll-warm", "#b4400c"), sunk: get("ll-sunk", "#eef1f5"),
     A: get("pg-a", "#6d28d9"), B: get("pg-b", "#0f766e"), plus: rgb(dark ? "#f0782b" : "#e8590c"), minus: rgb(dark ? "#5b9bf5" : "#1d4ed8"), zero: rgb(dark ? "#1b2638" : "#f3f5f8"), font: css.fontFamily};
@@ -756,3 +756,24 @@ export function playground(root, host = {}) {
     pause() { if (playing) pause(); },
   };
 }
+
+// ---- in a notebook: anywidget calls this. Only settings go to the kernel and come from it, never what is drawn.
+export default {render({model, el}) {
+  const plain = (change) => Object.fromEntries(Object.entries(change).filter(([, v]) => v != null).map(([k, v]) => [k, String(v)]));
+  let told = null, part = null;
+  const build = () => {
+    part?.pause();
+    const root = h("div", {class: "ll part-play"});
+    el.replaceChildren(h("div", {class: `ll-lab${document.body.dataset.jpThemeLight === "false" ? " dark" : ""}`}, root));
+    part = playground(root, {
+      query: () => new URLSearchParams(model.get("query")),
+      next: () => { part.pause(); },
+      address: (change) => { told = JSON.stringify(plain(change)); model.set("query", JSON.parse(told)); model.save_changes(); },
+    });
+    if (model.get("query").t == null) requestAnimationFrame(() => part.begin());
+  };
+  const follow = () => { if (JSON.stringify(model.get("query")) !== told) build(); };
+  model.on("change:query", follow);
+  build();
+  return () => { part.pause(); model.off("change:query", follow); };
+}};
