@@ -41,7 +41,7 @@ def _train(lab: Lab, seed: int, task: str, ranks: tuple[int, ...]) -> list[Row]:
     specs = {f"r{r}": LoraSpec(targets=targets, rank=r, alpha=ALPHA) for r in ranks_for(model, targets, ranks)}
     rows: list[Row] = []
     with trained(lab, specs, seed=seed, task=task, steps=lab.steps(100, 150 if easy else 80), lr=5e-3 if easy else 2e-3,
-                 batch=None if easy else 4) as t:  # fmt: skip
+                 batch=8 if easy else 4) as t:  # fmt: skip
         for name, spec in specs.items():
             stable = [x.stable_rank for x in lc.spectra(t.adapters[name]).values()]
             rows.append({"task": task, "rank": spec.rank, "seed": seed, "base_loss": t.figures[None]["loss"],

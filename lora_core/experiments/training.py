@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,15 @@ from lora_core.spec import LoraSpec
 
 if TYPE_CHECKING:
     from lora_core.adapter import Adapter
-    from lora_core.experiments.lab import Lab
+    from lora_core.experiments.lab import Cell, Lab
     from lora_core.objective import Objective
     from lora_core.sites import Site
     from lora_core.tasks import Row, Task
 
 HELD = 256  # held-out rows that everything is measured on
+BATCH = 8
+EVERY = 10  # steps that a point of a curve is the mean of
+PULL = 1e-2  # towards 0, on the weights of the head that training begins with
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Trained:
     """Trained adapters while they are attached. rows: held out.
 
     figures: {name, or None for the base: loss and accuracy on those rows}
+    curves: {name: the mean training loss of every ten steps}
     """
 
     model: Any
@@ -32,18 +36,19 @@ class Trained:
     rows: list[Row]
     adapters: dict[str, Adapter]
     figures: dict[str | None, dict[str, float]]
+    curves: dict[str, list[float]]
 
 
 @contextmanager
-def trained(lab: Lab, specs: Mapping[str, LoraSpec], *, seed: int, steps: int, lr: float, batch: int | None = None,
-            task: str = "sentiment", rows: int = 400, share: float = 1.0,
-            held: int | None = None) -> Iterator[Trained]:  # fmt: skip
+def trained(lab: Lab, specs: Mapping[str, LoraSpec], *, seed: int, steps: int, lr: float, batch: int = BATCH,
+            task: str = "sentiment", rows: int = 400, share: float = 1.0, held: int | None = None,
+            longest: int | None = None) -> Iterator[Trained]:  # fmt: skip
     """Train the specs together on a built-in task; the adapters are detached when the block is left.
 
-    The sentiment task runs on the encoder, whose random head each spec trains too; all others on the writer. The rows
-    are the same for every seed, which draws A and the order of the rows. share: how much of the present cell this is;
-    batch: rows in a step, 16 unless told; held: how many held-out rows are measured, 256 texts or 32 completions
-    unless told. The quick version takes half of either.
+    The sentiment task runs on the encoder, with a head that has been fitted before (`warm_head`) and that each spec
+    trains too; all others on the writer. The rows are the same for every seed, which draws A and the order of the rows.
+    share: how much of the present cell this is; held: how many held-out rows are measured, 256 texts (128 in the quick
+    version) or 32 completions unless told; longest: rows of more tokens are left out.
     """
     import lora_core as lc
     from lora_core.classification import drawn_modules
@@ -54,19 +59,112 @@ def trained(lab: Lab, specs: Mapping[str, LoraSpec], *, seed: int, steps: int, l
     data = lc.load_task(task, seed=0, train=rows, test=HELD)
     extra = drawn_modules(model) if classify else ()
     specs = {n: replace(s, full=tuple(dict.fromkeys([*s.full, *extra]))) for n, s in specs.items()}
-    config = lc.TrainConfig(steps=steps, batch_size=batch or lab.choose(8, 16), lr=lr, seed=seed, eval_rows=0,
-                            eval_every=steps)  # fmt: skip
+    config = lc.TrainConfig(steps=steps, batch_size=batch, lr=lr, seed=seed, eval_rows=0, eval_every=steps)
     goal: Any = (lc.Classification(model, tokenizer) if classify else lc.CausalLM(model, tokenizer, data.template))
+    if longest is not None:
+        data = replace(data, **{k: short(goal, getattr(data, k), longest) for k in ("train", "test")})
     kept = spread(data.test, held or (lab.choose(HELD // 2, HELD) if classify else 32))
+    losses: dict[str, list[float]] = {n: [] for n in specs}
+    with warm_head(lab, goal, data.train):
+        try:
+            total = steps * len(specs)
+            for i, e in enumerate(lc.sweep(model, specs, data, config, objective=goal, tokenizer=tokenizer)):
+                if e.event.kind == "step":
+                    losses[e.name].append(e.event.loss or 0.0)
+                    lab.at(min(1.0, i / total) * share * 0.9)
+            figures = lc.measure(goal, kept, adapters=[None, *specs])
+            curves = {n: [sum(v[i : i + EVERY]) / len(v[i : i + EVERY]) for i in range(0, len(v), EVERY)]
+                      for n, v in losses.items()}  # fmt: skip
+            yield Trained(model, data, goal, kept, {n: lc.get_adapter(model, n) for n in specs}, figures, curves)
+        finally:
+            detach_all(model)
+
+
+def short(goal: Objective, rows: Sequence[Row], longest: int) -> tuple[Row, ...]:
+    """The rows of at most so many tokens; all of them where there are none."""
+    return tuple(r for r, e in zip(rows, goal.encode(rows), strict=True) if len(e) <= longest) or tuple(rows)
+
+
+@contextmanager
+def warm_head(lab: Lab, goal: Objective, rows: Sequence[Row]) -> Iterator[None]:
+    """Within the block the classifier's head is fitted to the frozen model, afterwards it is what it was.
+
+    What flows back through a head that was drawn at random points nowhere, so that training would begin with some fifty
+    steps in which only the head learns. Fitted by logistic regression (`PULL` keeps its weights small), every spec
+    begins with what the last layer alone can do. Without a random linear head nothing is done.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    model: Any = goal.model
+    drawn = getattr(getattr(model, "lora_lab", None), "drawn", ())
+    paths = {n.rpartition(".")[0] for n in drawn}
+    head = model.get_submodule(next(iter(paths))) if len(paths) == 1 else None
+    if not isinstance(head, torch.nn.Linear):
+        yield
+        return
+
+    def fit() -> list[torch.Tensor]:
+        seen: list[torch.Tensor] = []
+        labels: list[torch.Tensor] = []
+        hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+        try:
+            with torch.no_grad():
+                items: Any = goal.encode(rows)
+                for i in range(0, len(items), 32):
+                    b: Any = goal.batch(items[i : i + 32])
+                    goal.loss(b)
+                    labels.append(b.labels)
+        finally:
+            hook.remove()
+        x, y = torch.cat(seen), torch.cat(labels)
+        if x.ndim != 2:  # a head that is asked at every token
+            return []
+        found = [torch.zeros_like(p).requires_grad_() for p in head.parameters()]
+        solver = torch.optim.LBFGS(found, max_iter=100, line_search_fn="strong_wolfe")
+
+        def loss() -> torch.Tensor:
+            solver.zero_grad()
+            value = F.cross_entropy(F.linear(x, *found), y) + PULL * found[0].square().sum()
+            value.backward()
+            return value
+
+        solver.step(loss)
+        return [p.detach() for p in found]
+
+    was = [p.detach().clone() for p in head.parameters()]
+    model.eval()
+    fitted = lab.keep(f"head of {len(rows)} rows", fit) or was
     try:
-        total = steps * len(specs)
-        for i, e in enumerate(lc.sweep(model, specs, data, config, objective=goal, tokenizer=tokenizer)):
-            if e.event.kind == "step":
-                lab.at(min(1.0, i / total) * share * 0.9)
-        figures = lc.measure(goal, kept, adapters=[None, *specs])
-        yield Trained(model, data, goal, kept, {n: lc.get_adapter(model, n) for n in specs}, figures)
+        with torch.no_grad():
+            for p, v in zip(head.parameters(), fitted, strict=True):
+                p.copy_(v)
+        yield
     finally:
-        detach_all(model)
+        with torch.no_grad():
+            for p, v in zip(head.parameters(), was, strict=True):
+                p.copy_(v)
+
+
+def tuning(lab: Lab, specs: Callable[[], Mapping[str, LoraSpec]], rates: Sequence[float], **more: Any) -> list[Cell]:
+    """A cell for each rate: every spec is trained once, {name: held-out loss}. `best_rates` reads them.
+
+    Their seed is none of the lab's, so that what is measured afterwards was not picked for its luck.
+    """
+    from lora_core.experiments.lab import Cell
+
+    def make(lr: float) -> dict[str, float]:
+        with trained(lab, mine := specs(), seed=1000 + max(lab.seeds), lr=lr, **more) as t:
+            return {n: t.figures[n]["loss"] for n in mine}
+
+    return [Cell(f"tune {lr:g}", lambda lr=lr: make(lr)) for lr in rates]
+
+
+def best_rates(lab: Lab, rates: Sequence[float]) -> dict[str, float]:
+    """{name: the rate of the lowest loss}, for cells that come after those of `tuning`."""
+    assert lab.cells is not None
+    found = {lr: lab.cells.values[f"tune {lr:g}"] for lr in rates}
+    return {n: min(rates, key=lambda lr: found[lr][n]) for n in found[rates[0]]}
 
 
 def detach_all(model: Any) -> None:
