@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora_core.layers import Factors, Fused, Part, fused
+from lora_core.layers import Factors, Fused, Part, few, fused
 from lora_core.swaps import Copies, Experts, for_rows, standing_in
 
 
@@ -42,7 +45,8 @@ class Adapted:
                 some = isinstance(rows, slice)
                 cuts.append((rows.start * each, rows.stop * each, f.scaling) if some else (0, tokens, f.scaling))
             if not torch.is_grad_enabled():
-                return fused(x, me.weight, me.bias, tuple(cuts), [f.to(x.dtype) for f in factors])[0]
+                product = self.__dict__.get("product", F.linear)
+                return fused(x, me.weight, me.bias, tuple(cuts), [f.to(x.dtype) for f in factors], product)[0]
             return Fused.apply(x, me.weight, me.bias, tuple(cuts), *factors)
         me, own = cast(nn.Module, self), cast(Callable[..., Any], super().forward)  # pyright: ignore
         swaps = [p for p in acting if isinstance(p, (Copies, Experts))]
@@ -91,3 +95,26 @@ def restore(module: nn.Module) -> None:
     if isinstance(module, Adapted):
         del module.lora  # pyright: ignore
         module.__class__ = type(module).__bases__[1]
+
+
+@contextmanager
+def few_rows(model: nn.Module) -> Iterator[None]:
+    """Within the block, linear modules on a CPU multiply by `layers.few`; for decoding, which has one token a row."""
+    swapped: list[tuple[nn.Module, str]] = []
+    for m in model.modules():
+        adapted = isinstance(m, Adapted)
+        if (type(m).__bases__[1] if adapted else type(m)) is not nn.Linear or m.weight.device.type != "cpu":
+            continue
+        name = "product" if adapted else "forward"
+        if name not in m.__dict__:
+            m.__dict__[name] = few if adapted else partial(_plain, m)
+            swapped.append((m, name))
+    try:
+        yield
+    finally:
+        for m, name in swapped:
+            m.__dict__.pop(name, None)
+
+
+def _plain(module: nn.Linear, x: Tensor) -> Tensor:
+    return few(x, module.weight, module.bias)

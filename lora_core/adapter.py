@@ -110,6 +110,11 @@ class Adapter(Merging):
 
     # ---- on and off
     @property
+    def parts(self) -> int:
+        """Into how many parts `rows` has cut the batch for this adapter; 1 where it acts on all of it."""
+        return 1 if self._switch.rows is None else self._switch.batch
+
+    @property
     def on(self) -> bool:
         return self._switch.on
 
@@ -268,7 +273,8 @@ def switch(model: nn.Module, old: str | None, new: str | None) -> None:
 
 @contextmanager
 def rows(model: nn.Module, names: Sequence[str | None]) -> Iterator[None]:
-    """Within the block, row i of every batch is computed with adapter names[i] alone, or with none.
+    """Within the block, row i of every batch is computed with adapter names[i] alone, or with none; of a batch of n
+    times as many rows, its i-th n rows.
 
     Equal to one pass per row. UserError for a name that is not attached, and while one of the adapters is merged.
     """

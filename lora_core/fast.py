@@ -1,9 +1,10 @@
 """The fast path of training: a LLaMA-like body and its loss with few passes over memory, and their plain versions.
 
-On a CPU four fifths of a training step are the frozen weights' products, which nobody can avoid. Most of the rest is
-reading and writing activations between them. The functions here save only what their backward needs, which is what
-counts: a quarter less memory in training; the time that they save is a few percent. The model's own modules still hold
-and multiply by every matrix, so adapters act as everywhere.
+On a CPU four fifths of a training step are the frozen weights' products. What saves most is to multiply less: a token
+whose whole past is that of another one has the same hidden state, so rows that begin alike are computed once as far as
+they do (`Tree`), and nothing is computed behind the last position that is asked for. Most of the rest of a step is
+reading and writing activations. The functions here save only what their backward needs: a quarter less memory. The
+model's own modules still hold and multiply by every matrix, so adapters act as everywhere.
 
 `body` gives the whole body for models that it knows and that a probe shows to compute the same; what differs from
 that (other families, hooks, gradient checkpointing, dropout in attention) is left to transformers.
@@ -12,6 +13,7 @@ that (other families, hooks, gradient checkpointing, dropout in attention) is le
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -19,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_core.adapted import Adapted
+from lora_core.registry import book_of
 
 FAMILIES = ("llama", "mistral", "qwen2")
 LOGITS = 30 << 20  # bytes of logits at a time; glibc takes memory above 32 MiB from the system anew at every call
@@ -36,7 +39,7 @@ def plain_swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (rows, time, heads, size) with its halves turned by the angles (time, size/2)."""
+    """x (tokens, heads, size) with its halves turned by the angles (tokens, size/2)."""
     a, b = x.chunk(2, -1)
     c, s = cos[:, None], sin[:, None]
     return torch.cat([a * c - b * s, b * c + a * s], -1)
@@ -82,7 +85,7 @@ class SwiGLU(torch.autograd.Function):
 
 
 class Rotate(torch.autograd.Function):
-    """`plain_rotate`; its backward turns the other way."""
+    """`plain_rotate` of x (tokens, heads, size) by angles (tokens, size/2); its backward turns the other way."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -134,8 +137,77 @@ class Loss(torch.autograd.Function):
         return dh * grads[0], None, None
 
 
+class Spread(torch.autograd.Function):
+    """x[of]: rows of x (n, size) to the places that share them; the gradients of these add up."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, of: Tensor) -> Tensor:
+        ctx.save_for_backward(of)
+        ctx.n = x.shape[0]
+        return x.index_select(0, of)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (of,) = ctx.saved_tensors
+        return torch.ops.aten.embedding_dense_backward(grads[0].contiguous(), of, ctx.n, -1, False), None
+
+
+class Pick(torch.autograd.Function):
+    """x[at] for places that are all different."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, at: Tensor) -> Tensor:
+        ctx.save_for_backward(at)
+        ctx.shape = x.shape
+        return x.index_select(0, at)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (at,) = ctx.saved_tensors
+        return grads[0].new_zeros(ctx.shape).index_copy_(0, at, grads[0]), None
+
+
 # ---- the body --------------------------------------------------------------------------------------------------------
-Body = Callable[[Tensor], Tensor]
+Body = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The different beginnings among the rows of a batch (rows, time), one node each, as far as they are needed.
+
+    first (nodes,)        the place in rows·time where a node's token stands first
+    of    (rows·time,)    the node of every place; of places behind the last needed one, any
+    """
+
+    first: Tensor
+    of: Tensor
+
+
+def tree_of(ids: Tensor, at: Tensor, parts: int = 1) -> Tree | None:
+    """The tree of ids (rows, time) with what is needed for the places `at` of rows·time; within each of so many equal
+    parts of the rows, which other adapters may compute. None where these differ in how much they have or need."""
+    rows, time = ids.shape
+    last, needed = [-1] * rows, [0] * parts
+    for place in at.tolist():
+        last[place // time] = max(last[place // time], place % time)
+        needed[place * parts // (rows * time)] += 1
+    first: list[int] = []
+    of = [0] * (rows * time)
+    sizes = set()
+    for part in range(parts):
+        begin, nodes = len(first), {}
+        for row in range(part * rows // parts, (part + 1) * rows // parts):
+            node = -1
+            for t, token in enumerate(ids[row, : last[row] + 1].tolist()):
+                place = row * time + t
+                node = nodes.setdefault((node, token), len(first))
+                if node == len(first):
+                    first.append(place)
+                of[place] = node
+        sizes.add((len(first) - begin, needed[part]))
+    if len(sizes) > 1:
+        return None
+    return Tree(torch.tensor(first, device=ids.device), torch.tensor(of, device=ids.device))
 
 
 def loss_of(head: nn.Module, h: Tensor, targets: Tensor) -> Tensor | None:
@@ -146,7 +218,8 @@ def loss_of(head: nn.Module, h: Tensor, targets: Tensor) -> Tensor | None:
 
 
 def body(model: nn.Module) -> Body | None:
-    """ids (rows, time) -> hidden states (rows, time, hidden), as `model.base_model` gives; None for another kind."""
+    """ids (rows, time), places `at` (n,) in rows·time -> their hidden states (n, hidden), as `model.base_model` gives
+    them; None for a model of another kind."""
     config, base = cast(Any, getattr(model, "config", None)), cast(Any, getattr(model, "base_model", None))
     if getattr(config, "model_type", None) not in FAMILIES or base is None or not hasattr(base, "rotary_emb"):
         return None
@@ -155,33 +228,48 @@ def body(model: nn.Module) -> Body | None:
     if base.embed_tokens.weight.dtype not in (torch.float32, torch.float64):
         return None  # 16 bits: transformers rounds in between, and so must we
 
-    def run(ids: Tensor) -> Tensor:
+    def run(ids: Tensor, at: Tensor) -> Tensor:
         layers = base.layers[: config.num_hidden_layers]
         if any(_watched(m) for layer in layers for m in (layer, layer.self_attn, layer.mlp)) or _watched(base):
-            return base(input_ids=ids, use_cache=False)[0]
-        return _run(base, layers, ids)
+            return base(input_ids=ids, use_cache=False)[0].flatten(0, 1)[at]
+        acting = [a for a in book_of(model).adapters.values() if a.on and not a.merged]
+        parts = max((a.parts for a in acting), default=1)
+        tree = None
+        if ids.shape[0] % parts == 0 and not any(a.spec.dropout for a in acting):  # which draws for every place
+            tree = tree_of(ids, at, parts)
+        return _run(base, layers, ids, at, tree)
 
     return run if _same(base, run) else None
 
 
-def _run(base: Any, layers: Any, ids: Tensor) -> Tensor:
+def _run(base: Any, layers: Any, ids: Tensor, at: Tensor, tree: Tree | None) -> Tensor:
     rows, time = ids.shape
-    x = base.embed_tokens(ids)
-    cos, sin = base.rotary_emb(x, position_ids=torch.arange(time, device=ids.device)[None])
+    first = torch.arange(rows * time, device=ids.device) if tree is None else tree.first
+    shared = tree is not None and len(first) < rows * time
+    x = base.embed_tokens(ids.reshape(-1)[first])
+    cos, sin = base.rotary_emb(x[None], position_ids=(first % time)[None])
     half = cos.shape[-1] // 2
     cos, sin = cos[0, :, :half].to(x.dtype), sin[0, :, :half].to(x.dtype)
-    x = x.view(rows * time, -1)
-    for layer in layers:
+    for i, layer in enumerate(layers):
         attn, mlp = layer.self_attn, layer.mlp
         n = _norm(layer.input_layernorm, x)
-        q, k, v = (m(n).view(rows, time, -1, attn.head_dim) for m in (attn.q_proj, attn.k_proj, attn.v_proj))
-        q, k = (cast(Tensor, Rotate.apply(t, cos, sin)).transpose(1, 2) for t in (q, k))
-        a = F.scaled_dot_product_attention(q, k, v.transpose(1, 2), is_causal=True, scale=attn.scaling,
+        q, k, v = (m(n) for m in (attn.q_proj, attn.k_proj, attn.v_proj))
+        q, k = (cast(Tensor, Rotate.apply(t.view(len(n), -1, attn.head_dim), cos, sin)).flatten(1) for t in (q, k))
+        if tree is not None and shared:
+            q, k, v = (cast(Tensor, Spread.apply(t, tree.of)) for t in (q, k, v))
+        q, k, v = (t.view(rows, time, -1, attn.head_dim).transpose(1, 2) for t in (q, k, v))
+        a = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=attn.scaling,
                                            enable_gqa=q.shape[1] != k.shape[1])  # fmt: skip
-        x = x + attn.o_proj(a.transpose(1, 2).reshape(rows * time, -1))
+        a = a.transpose(1, 2).reshape(rows * time, -1)
+        if tree is not None and i == len(layers) - 1:  # only what is asked for: no layer attends to the rest
+            a, x = cast(Tensor, Pick.apply(a, at)), cast(Tensor, Spread.apply(x, tree.of[at]))
+        elif shared:
+            a = cast(Tensor, Pick.apply(a, first))
+        x = x + attn.o_proj(a)
         n = _norm(layer.post_attention_layernorm, x)
         x = x + mlp.down_proj(SwiGLU.apply(mlp.gate_proj(n), mlp.up_proj(n)))
-    return _norm(base.norm, x).view(rows, time, -1)
+    x = _norm(base.norm, x)
+    return x[at] if tree is None else x
 
 
 def _norm(module: Any, x: Tensor) -> Tensor:
@@ -191,9 +279,10 @@ def _norm(module: Any, x: Tensor) -> Tensor:
 
 
 def _watched(module: Any) -> bool:
-    """Whether somebody waits for a call of this very module: a hook, or gradient checkpointing."""
+    """Whether somebody waits for a call of this very module: a hook, gradient checkpointing, or a prefix."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-                or module._backward_pre_hooks or getattr(module, "gradient_checkpointing", False))  # fmt: skip
+                or module._backward_pre_hooks or getattr(module, "gradient_checkpointing", False)
+                or isinstance(module, Adapted) and any(True for _ in module.active()))  # fmt: skip
 
 
 def _windowed(config: Any) -> bool:
@@ -210,7 +299,8 @@ def _same(base: Any, run: Body) -> bool:
     was = base.training
     base.eval()
     try:
-        mine, theirs = run(ids), base(input_ids=ids, use_cache=False)[0]
+        mine = run(ids, torch.arange(10, device=device))
+        theirs = base(input_ids=ids, use_cache=False)[0].flatten(0, 1)
     except (AttributeError, RuntimeError, TypeError):  # a model of this name that is built otherwise
         return False
     finally:

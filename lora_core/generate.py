@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lora_core.adapted import few_rows
 from lora_core.adapter import rows as per_row
 from lora_core.errors import UserError
 
@@ -85,7 +86,7 @@ def generate(
     model.eval()
     try:
         for n in range(max_new_tokens):
-            with torch.no_grad(), per_row(model, names):
+            with torch.no_grad(), per_row(model, names), few_rows(model):
                 position = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
                 out = cast(Any, model)(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache,
                                        use_cache=True, **_last_only(model))  # fmt: skip

@@ -221,12 +221,25 @@ def _add_rows(y: Tensor, d: Tensor, rows: Rows) -> Tensor:
     return y.index_add(-1, rows, d)
 
 
+FEW = 8  # rows; the time of `few` grows from there on, that of F.linear no longer
+
+
+def few(x: Tensor, W0: Tensor, bias: Tensor | None = None) -> Tensor:
+    """W0·x + bias for up to `FEW` rows as (W0·xᵀ)ᵀ, which takes the time of reading W0 once: on a CPU F.linear takes
+    twice that for two rows. More rows go through F.linear."""
+    if x.numel() > FEW * x.shape[-1]:
+        return F.linear(x, W0, bias)
+    y = torch.mm(W0, x.reshape(-1, x.shape[-1]).T).T
+    return (y if bias is None else y + bias).reshape(*x.shape[:-1], -1)
+
+
 Cuts = tuple[tuple[int, int, float], ...]  # first token, last + 1, s of each pair of factors
 
 
-def fused(x: Tensor, W0: Tensor, bias: Tensor | None, cuts: Cuts, factors: Sequence[Tensor]) -> tuple[Tensor, Any]:
+def fused(x: Tensor, W0: Tensor, bias: Tensor | None, cuts: Cuts, factors: Sequence[Tensor],
+          product: Callable[..., Tensor] = F.linear) -> tuple[Tensor, Any]:  # fmt: skip
     """(W0·x + bias + s·B·(A·x), [A·x]) for factors A1, B1, A2, B2, …, added in place; for use without gradients."""
-    y = F.linear(x, W0, bias)
+    y = product(x, W0, bias)
     x2, y2 = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
     us = []
     for (i, j, s), A, B in zip(cuts, factors[::2], factors[1::2], strict=True):

@@ -7,9 +7,9 @@ can be given to `train`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 OBJECTIVES = ("lm", "classify", "preference")
 IGNORED = -100  # the label of a token that is not trained
+TOGETHER = 2  # rows of one prompt that follow each other in the order of training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,15 @@ class Objective(Protocol):
 
     def sums(self, batch: Any) -> dict[str, float]:
         """{figure: its sum over the labelled things}, "loss" among them; no gradient is needed."""
+        ...
+
+
+@runtime_checkable
+class SharesPrompts(Protocol):
+    """An objective that computes what rows of a batch have in common at their beginning once."""
+
+    def alike(self, items: Sequence[Any]) -> Sequence[Hashable] | None:
+        """A value of each item that those with the same prompt share; None where nothing would be gained."""
         ...
 
 
@@ -113,6 +123,10 @@ class CausalLM:
             labels[i, e.start : n] = row[e.start :]
         return Batch(ids=ids.to(self.device), labels=labels.to(self.device), tokens=sum(map(len, items)),
                      labelled=int((labels[:, 1:] != IGNORED).sum()))  # fmt: skip
+
+    def alike(self, items: Sequence[Encoded]) -> list[tuple[int, ...]] | None:
+        """The tokens of each prompt, where the body computes those of several rows once."""
+        return [tuple(e.ids[: e.start]) for e in items] if self.fast else None
 
     def loss(self, batch: Batch) -> Tensor:
         """Sum of the losses of a batch's labelled tokens, at least float32, nats."""
@@ -161,8 +175,7 @@ class CausalLM:
         return F.cross_entropy(wide(head(h)), targets, reduction="sum") if loss is None else loss
 
     def _hidden(self, ids: Tensor, at: Tensor) -> Tensor:
-        hidden = (self.fast or self._body)(ids)[:, :-1]
-        return hidden.reshape(-1, hidden.shape[-1])[at]
+        return self.fast(ids[:, :-1], at) if self.fast else self._body(ids)[:, :-1].flatten(0, 1)[at]
 
     def _body(self, ids: Tensor) -> Tensor:
         body = cast(Any, self.model).base_model
@@ -225,25 +238,43 @@ def wide(x: Tensor) -> Tensor:
     return x.float() if x.element_size() < 4 else x
 
 
-def bucketed(lengths: Sequence[int], size: int, generator: torch.Generator, window: int = 32) -> list[list[int]]:
+def bucketed(lengths: Sequence[int], size: int, generator: torch.Generator, window: int = 32,
+             alike: Sequence[Hashable] | None = None) -> list[list[int]]:  # fmt: skip
     """One epoch of batches of indices: shuffled, then sorted by length within windows, so that little is padding.
 
     A window holds `window` batches; the batches' order is shuffled again. A last batch that is not full is dropped
-    when there are others.
+    when there are others. alike: rows of which these values are equal begin alike, and come `TOGETHER` at a time, so
+    that their beginning is computed once for all of these.
     """
     order = torch.randperm(len(lengths), generator=generator).tolist()
+    units = [[i] for i in order]
+    if alike is not None:
+        same: dict[Hashable, list[int]] = {}
+        for i in order:
+            same.setdefault(alike[i], []).append(i)
+        units = [v[k : k + TOGETHER] for v in same.values() for k in range(0, len(v), TOGETHER)]
+        units = [units[k] for k in torch.randperm(len(units), generator=generator).tolist()]
+    per = max(1, round(size * window * len(units) / max(1, len(order))))
     batches = []
-    for i in range(0, len(order), size * window):
-        part = sorted(order[i : i + size * window], key=lambda j: lengths[j])
-        batches += [part[k : k + size] for k in range(0, len(part), size)]
+    for i in range(0, len(units), per):
+        part = sorted(units[i : i + per], key=lambda u: max(lengths[j] for j in u))
+        rows = [j for u in part for j in u]
+        batches += [rows[k : k + size] for k in range(0, len(rows), size)]
     if len(batches) > 1:
         batches = [b for b in batches if len(b) == size] or batches
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def endless(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
+def endless(lengths: Sequence[int], size: int, seed: int, alike: Sequence[Hashable] | None = None
+            ) -> Iterator[list[int]]:  # fmt: skip
     """Batches of indices, epoch after epoch, each epoch's order drawn from (seed, epoch)."""
     epoch = 0
     while True:
-        yield from bucketed(lengths, size, torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+        yield from bucketed(lengths, size, torch.Generator().manual_seed(seed * 1_000_003 + epoch), alike=alike)
         epoch += 1
+
+
+def batches_of(objective: Objective, items: Sequence[Any], size: int, seed: int) -> Iterator[list[int]]:
+    """The order in which an objective's items are trained on, without end."""
+    alike = objective.alike(items) if isinstance(objective, SharesPrompts) else None
+    return endless([len(e) for e in items], size, seed, alike)

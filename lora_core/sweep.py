@@ -23,7 +23,7 @@ from lora_core.adapter import rows as per_row
 from lora_core.errors import UserError
 from lora_core.evaluate import mean_loss, only, spread
 from lora_core.machine import keep_heap
-from lora_core.objective import Objective, endless, objective_for
+from lora_core.objective import Objective, batches_of, objective_for
 from lora_core.spec import LoraSpec
 from lora_core.starts import from_gradient
 from lora_core.train import TrainConfig, TrainEvent, parameter_groups, tokenizer_of, update_norms
@@ -103,7 +103,7 @@ def _train(model: nn.Module, runs: list[_Run], goal: Any, task: Task, config: Tr
            stop: Callable[[], bool] | None) -> Iterator[SweepEvent]:  # fmt: skip
     items = goal.encode(task.train)
     held = goal.encode(spread(task.test, config.eval_rows))
-    order = endless([len(e) for e in items], config.batch_size, config.seed)
+    order = batches_of(goal, items, config.batch_size, config.seed)
     began, was = time.perf_counter(), model.training
     reason, step = "done", 0
 
@@ -178,7 +178,7 @@ def _backward(model: nn.Module, group: list[_Run], goal: Any, picked: list[list[
     batches = [goal.batch(rows * len(group)) for rows in picked]
     labelled = sum(b.labelled for b in batches) / len(group)
     for rows, batch in zip(picked, batches, strict=True):
-        with per_row(model, [r.adapter.name for r in group for _ in rows]):
+        with per_row(model, [r.adapter.name for r in group]):
             losses: list[Tensor] = goal.losses(batch, len(group))
             (torch.stack(losses).sum() / labelled).backward()
         totals = [t + float(v.detach()) for t, v in zip(totals, losses, strict=True)]

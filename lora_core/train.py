@@ -18,7 +18,7 @@ from lora_core.checkpoint import restore_checkpoint, save_checkpoint
 from lora_core.errors import UserError, unknown
 from lora_core.evaluate import mean_loss, spread
 from lora_core.machine import keep_heap
-from lora_core.objective import Objective, endless, objective_for
+from lora_core.objective import Objective, batches_of, objective_for
 from lora_core.preference import BETA
 from lora_core.starts import from_gradient
 
@@ -205,7 +205,7 @@ def train(
     params = list(adapter.parameters())
     optimizer = torch.optim.AdamW(parameter_groups(adapter, config), lr=config.lr, fused=_can_fuse(params))
     torch.manual_seed(config.seed)  # dropout
-    order = endless([len(e) for e in items], config.batch_size, config.seed)
+    order = batches_of(objective, items, config.batch_size, config.seed)
     start, tokens, train_s, base_loss = 0, 0, 0.0, None
     file = Path(checkpoint) if checkpoint else None
     if file and file.exists():

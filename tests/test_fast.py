@@ -57,11 +57,43 @@ def test_swiglu(rows: int, size: int, seed: int) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(rows=st.integers(1, 3), time=st.integers(1, 5), heads=st.integers(1, 3), half=st.integers(1, 4))
-def test_rotate(rows: int, time: int, heads: int, half: int) -> None:
-    angle = draw(time, half, seed=1)
-    x = draw(rows, time, heads, 2 * half).requires_grad_()
+@given(tokens=st.integers(1, 5), heads=st.integers(1, 3), half=st.integers(1, 4))
+def test_rotate(tokens: int, heads: int, half: int) -> None:
+    angle = draw(tokens, half, seed=1)
+    x = draw(tokens, heads, 2 * half).requires_grad_()
     agree(fast.Rotate.apply, fast.plain_rotate, x, angle.cos(), angle.sin())
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 6), places=st.lists(st.integers(0, 5), min_size=1, max_size=12), seed=st.integers(0, 99))
+def test_spread_and_pick(n: int, places: list[int], seed: int) -> None:
+    of = torch.tensor([p % n for p in places])
+    agree(fast.Spread.apply, lambda x, i: x[i], draw(n, 3, seed=seed).requires_grad_(), of)
+    agree(fast.Pick.apply, lambda x, i: x[i], draw(n, 3, seed=seed).requires_grad_(), of.unique())
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), rows=st.integers(1, 5), time=st.integers(1, 6))
+def test_a_tree_has_every_beginning_once(data: st.DataObject, rows: int, time: int) -> None:
+    ids = torch.tensor(data.draw(st.lists(st.lists(st.integers(0, 2), min_size=time, max_size=time), min_size=rows,
+                                          max_size=rows)))  # fmt: skip
+    at = torch.tensor(sorted(data.draw(st.sets(st.integers(0, rows * time - 1), min_size=1))))
+    tree = fast.tree_of(ids, at)
+    assert tree is not None
+    last = {r: max(int(p) % time for p in at if int(p) // time == r) for r in {int(p) // time for p in at}}
+    begins = {(r, t): tuple(ids[r, : t + 1].tolist()) for r, end in last.items() for t in range(end + 1)}
+    assert len(tree.first) == len(set(begins.values()))
+    for (r, t), begin in begins.items():
+        r0, t0 = divmod(int(tree.first[tree.of[r * time + t]]), time)
+        assert (r0, t0) <= (r, t) and begins[r0, t0] == begin
+
+
+def test_a_tree_of_parts_shares_nothing_between_them_and_is_none_where_they_differ() -> None:
+    ids, at = torch.tensor([[1, 2], [1, 3], [1, 2], [1, 3]]), torch.tensor([1, 3, 5, 7])
+    tree = fast.tree_of(ids, at, parts=2)
+    assert tree is not None and tree.first.tolist() == [0, 1, 3, 4, 5, 7]
+    assert fast.tree_of(ids, torch.tensor([1, 3, 5]), parts=2) is None
+    assert fast.tree_of(torch.tensor([[1, 2], [1, 3], [1, 2], [1, 2]]), at, parts=2) is None
 
 
 @settings(max_examples=30, deadline=None)
@@ -77,7 +109,8 @@ def test_loss(n: int, words: int, seed: int, at_a_time: int) -> None:
 
 # ---- the body --------------------------------------------------------------------------------------------------------
 LIKE = [n for n in CONFIGS if n.startswith(("llama", "mistral", "qwen2")) and n != "qwen2_moe"]
-ROWS = [Row("name: Blue", "a quiet place"), Row("food", "x"), Row("name: Green, food: fish", "served at the riverside")]
+ROWS = [Row("name: Blue", "a quiet place"), Row("food", "x"), Row("name: Green, food: fish", "served at the riverside"),
+        Row("name: Blue", "a pub"), Row("name: Blue", "a quiet pub")]  # fmt: skip
 
 
 @pytest.fixture
@@ -132,8 +165,22 @@ def test_rows_with_their_own_adapters_in_the_fast_body() -> None:
     run = fast.body(model)
     assert run is not None
     ids = torch.randint(0, 300, (3, 6), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), lc.rows(model, ["a", None, "a"]):
-        torch.testing.assert_close(run(ids), model.base_model(ids)[0], rtol=1e-9, atol=1e-10)
+    for at in (torch.arange(18), torch.tensor([1, 4, 7, 10, 13, 16]), torch.tensor([17])):
+        for names in (["a", None, "a"], ["a"]):
+            with torch.no_grad(), lc.rows(model, names):
+                want = model.base_model(ids)[0].flatten(0, 1)[at]
+                torch.testing.assert_close(run(ids, at), want, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.usefixtures("exact_norms")
+def test_dropout_is_drawn_for_every_place() -> None:
+    model = tiny("llama", dtype=torch.float64)
+    filled(lc.attach(model, lc.LoraSpec(rank=2, dropout=0.5)))
+    run = fast.body(model)
+    assert run is not None
+    model.train()
+    h = run(torch.tensor([[1, 2, 3], [1, 2, 3]]), torch.arange(6))
+    assert (h[:3] - h[3:]).abs().max() > 1e-6
 
 
 def test_it_gives_way_to_hooks_and_checkpointing() -> None:
@@ -142,16 +189,16 @@ def test_it_gives_way_to_hooks_and_checkpointing() -> None:
     assert run is not None
     seen = []
     handle = model.model.layers[0].mlp.register_forward_hook(lambda *_: seen.append(1))
-    run(torch.tensor([[1, 2, 3]]))
+    run(torch.tensor([[1, 2, 3]]), torch.arange(3))
     assert seen == [1]
     handle.remove()
-    run(torch.tensor([[1, 2, 3]]))
+    run(torch.tensor([[1, 2, 3]]), torch.arange(3))
     assert seen == [1]
     model.gradient_checkpointing_enable()
     model.train()
     calls = []
     handle = model.model.layers[1].register_forward_hook(lambda *_: calls.append(1))
-    run(torch.tensor([[1, 2, 3]]))
+    run(torch.tensor([[1, 2, 3]]), torch.arange(3))
     handle.remove()
     assert calls == [1]
 
