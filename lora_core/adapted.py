@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_core.layers import Factors, Fused, Part, few, fused
+from lora_core.methods.part import Added
 from lora_core.swaps import Copies, Experts, for_rows, standing_in
 
 
@@ -50,13 +51,18 @@ class Adapted:
             return Fused.apply(x, me.weight, me.bias, tuple(cuts), *factors)
         me, own = cast(nn.Module, self), cast(Callable[..., Any], super().forward)  # pyright: ignore
         swaps = [p for p in acting if isinstance(p, (Copies, Experts))]
-        with standing_in(me, [p for p in swaps if p.switch.rows is None]):
+        added = [p for p in acting if isinstance(p, Added)]
+        with standing_in(me, [p for p in swaps if p.switch.rows is None]), ExitStack() as around:
+            for p in added:
+                around.enter_context(p.around(me))
             y = base = own(*args, **kwargs)
             for switch in dict.fromkeys(p.switch for p in swaps if p.switch.rows is not None):
                 y = for_rows([p for p in swaps if p.switch is switch], me, own, args, y)
             for f in acting:
                 if isinstance(f, Factors):
                     y = f.add_to(y, args[0], me, base)
+            for p in added:
+                y = p.after(y, me)
         return y
 
     def _can_fuse(self, acting: Sequence[Part], args: tuple[Any, ...]) -> bool:

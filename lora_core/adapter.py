@@ -20,6 +20,7 @@ from lora_core.delta import Delta
 from lora_core.errors import UserError, unknown
 from lora_core.layers import Factors, Switch
 from lora_core.merging import Merging
+from lora_core.methods.added import KINDS, by_host, fresh_added
 from lora_core.quantised import Bits
 from lora_core.registry import book_of, get_adapter
 from lora_core.selection import find_direct, select
@@ -35,6 +36,7 @@ class Adapter(Merging):
     name    how `switch`, `rows` and `generate` call it
     sites   the adapted matrices, {key: Site}
     copies  what is trained itself (norms, biases, a head), {"module path.parameter": its trained copy}
+    added   what is new beside them (bottlenecks, prefixes), {"module path.kind.name": parameter}
     info    what was stored beside it: model, task, template, recipe, losses
     """
 
@@ -42,6 +44,7 @@ class Adapter(Merging):
         self.model, self.spec, self.name = model, spec, name
         self.sites = {s.key: s for s in sites}
         self.copies: dict[str, nn.Parameter] = {}
+        self.added: dict[str, nn.Parameter] = {}
         self.info: dict[str, Any] = {}
         self._switch = Switch()
         self._factors: dict[str, Factors] = {}
@@ -50,6 +53,7 @@ class Adapter(Merging):
     def __repr__(self) -> str:
         n = sum(p.numel() for _, p in self.named_parameters())
         direct = f", {len(self.copies)} trained copies" if self.copies else ""
+        direct += "".join(f", {n} {v}" for n in KINDS if (v := getattr(self.spec, n)))
         return (
             f"Adapter({self.name!r}, {len(self.sites)} matrices{direct}, {n:,} parameters"
             f"{', merged' if self.merged else ''})"
@@ -69,10 +73,12 @@ class Adapter(Merging):
                 yield p
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """("{key}.A", A) and ("{key}.B", B) of every site, ".m" and ".g" where it has them, and ("path.name", copy)."""
+        """("{key}.A", A) and ("{key}.B", B) of every site, ".m" and ".g" where it has them; ("path.name", copy) and
+        ("path.kind.name", parameter) of what is added."""
         for key, f in self._factors.items():
             yield from ((f"{key}.{n}", p) for n, p in (("A", f.A), ("B", f.B), ("m", f.m), ("g", f.g)) if p is not None)
         yield from self.copies.items()
+        yield from self.added.items()
 
     def ranks(self) -> dict[str, int]:
         """{key: directions whose gate is open}: the learned ranks of a spec with a mask, else the ranks."""
@@ -167,8 +173,9 @@ class Adapter(Merging):
 def attach(model: nn.Module, spec: LoraSpec, name: str = "default", *, seed: int = 0) -> Adapter:
     """A fresh adapter on a model: A random, B = 0, so ΔW = 0 and the outputs are bit-identical (section 4.1).
 
-    All of the model's own parameters are frozen until the last adapter is detached. The factors are float32 (float64
-    on a float64 model), on the device of their matrix. `seed` draws A. Raises UserError when the spec hits nothing,
+    A bottleneck begins as the identity too; a prefix is seen at once. All of the model's own parameters are frozen
+    until the last adapter is detached. The factors are float32 (float64 on a float64 model), on the device of their
+    matrix. `seed` draws A. Raises UserError when the spec hits nothing,
     asks for an impossible rank, or the name is taken.
     """
     sites = select(model, spec)
@@ -180,7 +187,7 @@ def attach(model: nn.Module, spec: LoraSpec, name: str = "default", *, seed: int
         if s.lookup:  # a column of A is one word's: zero at first, as in the paper's code, and B is random instead
             A, B = torch.zeros_like(A), B.normal_(generator=generator)
         tensors[s.key] = (A, B, spec.scale(rank, spec.alpha_of(s.key, s.path, s.target)))
-    adapter = put_on(model, spec, name, sites, tensors)
+    adapter = put_on(model, spec, name, sites, tensors, added=fresh_added(model, spec, seed))
     if spec.init == "pissa":
         pissa(adapter, seed)
     return adapter
@@ -188,10 +195,12 @@ def attach(model: nn.Module, spec: LoraSpec, name: str = "default", *, seed: int
 
 def put_on(model: nn.Module, spec: LoraSpec, name: str, sites: Sequence[Site],
            tensors: Mapping[str, tuple[Tensor, Tensor, float]], magnitudes: Mapping[str, Tensor] | None = None,
-           copies: Mapping[str, Tensor] | None = None) -> Adapter:  # fmt: skip
+           copies: Mapping[str, Tensor] | None = None,
+           added: Mapping[str, Tensor] | None = None) -> Adapter:  # fmt: skip
     """Attach given factors {key: (A (r, in), B (out, r), s)}; what `attach` and `load_adapter` share.
 
     magnitudes {key: m (out,)} and copies {"path.name": value} are those of a stored adapter; None for fresh ones.
+    added {"path.kind.name": value}: bottlenecks and prefixes.
     """
     if not re.fullmatch(r"[\w-]{1,100}", name):
         raise UserError(f"{name!r} cannot name an adapter; use letters, digits, - and _")
@@ -201,7 +210,7 @@ def put_on(model: nn.Module, spec: LoraSpec, name: str, sites: Sequence[Site],
     if spec.dora and book.kept:
         raise UserError("an adapter is merged into the weights, and DoRA must measure W0: unmerge() it first")
     direct = find_direct(model, spec)
-    if not sites and not direct:
+    if not sites and not direct and not added:
         raise UserError("nothing to adapt: the targets name no matrix and no vector of this model")
     for p in model.parameters():
         p.requires_grad_(False)
@@ -243,6 +252,12 @@ def put_on(model: nn.Module, spec: LoraSpec, name: str, sites: Sequence[Site],
             if f"{name}:copies" not in store:
                 store[f"{name}:copies"] = Copies(adapter._switch)
             cast(Copies, store[f"{name}:copies"]).of[param] = copy
+    for (path, kind), values in by_host(added or {}).items():
+        own = next(model.get_submodule(path).parameters())
+        dtype = torch.float64 if own.dtype == torch.float64 else torch.float32
+        part = KINDS[kind](adapter._switch, {n: v.detach().to(own.device, dtype, copy=True) for n, v in values.items()})
+        host(path).lora[f"{name}:{kind}"] = part
+        adapter.added |= {f"{path}.{kind}.{n}": p for n, p in part.named_parameters()}
     book.adapters[name] = adapter
     for a in book.adapters.values():
         for n, p in a.named_parameters():
@@ -259,8 +274,7 @@ def switch(model: nn.Module, old: str | None, new: str | None) -> None:
     target = get_adapter(model, new) if new is not None else None
     merged = get_adapter(model, old).merged if old is not None else False
     if target is not None and merged:  # what cannot be merged is told before anything changes
-        target._check_tied()
-        target._check_dora()
+        target._check_mergeable()
     for a in book_of(model).adapters.values():
         if a is not target:
             a.unmerge()

@@ -19,7 +19,8 @@ from torch import nn
 from lora_core.costs import Step, anchored, costs
 from lora_core.errors import UserError
 from lora_core.families import STAGES
-from lora_core.selection import find_direct, select
+from lora_core.methods.added import added_shapes
+from lora_core.selection import TOP, find_direct, select
 from lora_core.sites import Site
 from lora_core.spec import LoraSpec
 
@@ -56,11 +57,12 @@ class Memory:
 class Budget:
     """The price of one adapter; all sizes in bytes.
 
-    trainable   numbers that are trained: the sum of the five that follow (section 7.1: |Θ|)
+    trainable   numbers that are trained: the sum of the six that follow (section 7.1: |Θ|)
     factors     A's and B's: r·(out + in) for every adapted matrix, r·out where A is frozen
     head        of modules outside the base model that are trained in full: a classifier's head
     direct      of norms, biases and other modules that are trained themselves
     magnitudes  DoRA's, one for each row of an adapted matrix; gates: a mask's, one for each direction
+    added       of bottlenecks and prefixes
     fraction    trainable / total; total: numbers in the model, tied ones once, of which `tied` are shared by modules
     matrices    how many matrices are adapted; per_target: {target, or module trained in full: trained numbers}
     file_bytes  adapter_model.safetensors, with all gates open; full_bytes: a full copy of the model in its dtype
@@ -77,6 +79,7 @@ class Budget:
     direct: int
     magnitudes: int
     gates: int
+    added: int
     fraction: float
     total: int
     tied: int
@@ -117,8 +120,8 @@ def budget(model: nn.Module, spec: LoraSpec, *, tokens: int = 512, labelled: int
     `attach` does.
     """
     labelled = tokens // 2 if labelled is None else labelled
-    sites, direct = select(model, spec), find_direct(model, spec)
-    if not sites and not direct:
+    sites, direct, new = select(model, spec), find_direct(model, spec), added_shapes(model, spec)
+    if not sites and not direct and not new:
         raise UserError("nothing to adapt: the targets name no matrix and no vector of this model")
     c = costs(model)
     ranks = {s.key: spec.rank_of(s.key, s.path, s.target) for s in sites}
@@ -140,11 +143,15 @@ def budget(model: nn.Module, spec: LoraSpec, *, tokens: int = 512, labelled: int
         per_target[_asked(spec, path, last, outside)] += p.numel()
         once = p.ndim < 2 or isinstance(module, nn.Embedding) or (outside and not c.vocab)
         copies[name] = 0 if once else p.numel()
-    n = factors + head + vectors + magnitudes + gates
+    added = 0
+    for name, shape in new.items():
+        per_target[name.rsplit(".", 2)[1]] += math.prod(shape)
+        added += math.prod(shape)
+    n = factors + head + vectors + magnitudes + gates + added
     stored = {k: r * (1 + anchored(spec)) for k, r in ranks.items()}
     held = n - factors + sum(stored[s.key] * (s.out + s.in_) for s in sites)
     size = max(FACTOR, c.width)
-    step = Step(c=c, spec=spec, sites=sites, ranks=ranks, copies=copies)
+    step = Step(c=c, spec=spec, sites=sites, ranks=ranks, copies=copies, added=new)
     logits = labelled * c.vocab * 12
     memory = Memory(weights=c.bytes + size * held, gradients=size * n, optimiser=2 * size * n, copies=size * n,
                     activations=step.kept(tokens) + logits)  # fmt: skip
@@ -158,12 +165,14 @@ def budget(model: nn.Module, spec: LoraSpec, *, tokens: int = 512, labelled: int
         direct=vectors,
         magnitudes=magnitudes,
         gates=gates,
+        added=added,
         fraction=n / c.total,
         total=c.total,
         tied=c.tied,
         matrices=len(sites),
         per_target=dict(per_target),
-        file_bytes=_file_bytes(_tensors(model, spec, sites, stored, direct)),
+        file_bytes=_file_bytes(_tensors(model, spec, sites, stored, direct) | {
+            f"base_model.model.{name}": shape for name, shape in new.items()}),
         full_bytes=c.bytes,
         memory=memory,
         full_memory=full,
@@ -181,7 +190,8 @@ def _asked(spec: LoraSpec, path: str, name: str, outside: bool) -> str:
     module = next((n for n in spec.full if f"{path}.{name}.".startswith(f"{n}.")), None)
     if module or (outside and "head" in spec.full):
         return module or "head"
-    return next((t for t in ("bias", "norm") if t in spec.targets and (t == "norm" or name == "bias")), "head")
+    many = next((n for n in spec.full if n == "all" or TOP.fullmatch(n)), "head")
+    return next((t for t in ("bias", "norm") if t in spec.targets and (t == "norm" or name == "bias")), many)
 
 
 def _tensors(model: nn.Module, spec: LoraSpec, sites: Sequence[Site], ranks: dict[str, int],

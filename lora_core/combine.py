@@ -44,6 +44,8 @@ def combine(
     if not weights:
         raise UserError("nothing to combine: give the names of attached adapters with their weights")
     parts = {n: get_adapter(model, n) for n in weights}
+    if new := next((a for a in parts.values() if a.added), None):
+        raise UserError(f"{new.name!r} has a bottleneck or a prefix, and those do not add up")
     sites: dict[str, Site] = {}
     for a in parts.values():
         sites |= a.sites

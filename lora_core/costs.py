@@ -6,6 +6,7 @@ them. Gradients flow down to the lowest place where something is trained, and no
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -128,14 +129,21 @@ def _order(paths: Sequence[str], layers: int) -> dict[str, Place]:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A training step of an adapter: its matrices with their ranks, and the parameters that are trained themselves,
-    {name: how many of its numbers a token is multiplied by}."""
+    """A training step of an adapter: its matrices with their ranks; the parameters that are trained themselves, {name:
+    how many of its numbers a token is multiplied by}; the shapes of what is added."""
 
     c: Costs
     spec: LoraSpec
     sites: Sequence[Site]
     ranks: Mapping[str, int]
     copies: Mapping[str, int]
+    added: Mapping[str, tuple[int, ...]]
+
+    def place(self, name: str) -> Place:
+        """Of what is added: that of its host, a prefix's where the keys are."""
+        host, kind, _ = name.rsplit(".", 2)
+        return next((self.use(s).place for s in self.c.sites if s.path == host or kind == "prefix" and s.target == "k"
+                     and s.path.startswith(f"{host}.")), self.c.order[host])  # fmt: skip
 
     def use(self, s: Site) -> Use:
         return self.c.uses.get(s.key) or Use(self.c.order[s.path])
@@ -143,7 +151,8 @@ class Step:
     @property
     def start(self) -> Place:
         """The lowest place where something is trained."""
-        start = min([self.use(s).place for s in self.sites] + [self.c.order[n.rpartition(".")[0]] for n in self.copies])
+        start = min([self.use(s).place for s in self.sites] + [self.c.order[n.rpartition(".")[0]] for n in self.copies]
+                    + [self.place(n) for n in self.added])  # fmt: skip
         return start if self.c.repeats == 1 or start[0] >= self.c.layers else (-1, 0)  # the first use is below others
 
     @property
@@ -159,6 +168,7 @@ class Step:
                   for s in self.sites if not s.lookup and (u := self.use(s))}  # fmt: skip
         ranks = sum(self.ranks[s.key] + 2 * s.out * self.spec.dora for s in self.sites if s.expert is None)
         depth = max(0, c.layers - max(0, start[0])) / c.layers
+        ranks += sum(sum(shape) for n, shape in self.added.items() if n.endswith((".down", ".up")))
         formed = sum(s.out * s.in_ for s in self.experts)
         return int(tokens * (c.act_per_token * depth + c.width * (sum(inputs.values()) + ranks))) + c.width * formed
 
@@ -184,6 +194,7 @@ class Step:
         total += sum(2 * self.use(s).times * s.out * s.in_ for s in self.experts) * tokens
         for name, n in self.copies.items():
             total += 2 * n * (labelled if c.order[name.rpartition(".")[0]][0] >= c.layers else tokens)
+        total += sum(6 * math.prod(s) * tokens for n, s in self.added.items() if n.endswith((".down", ".up")))
         return total
 
 

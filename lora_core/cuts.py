@@ -73,7 +73,7 @@ def measure_cuts(adapter: Adapter, objective: Callable[[Adapter], Objective], ro
 
     def loss(k: int) -> float:
         if k not in cuts:
-            if k == 0 and not adapter.copies and not adapter.spec.dora:
+            if k == 0 and not adapter.copies and not adapter.added and not adapter.spec.dora:
                 cuts[k] = base
             elif k == most:
                 cuts[k] = measure(objective(adapter), rows, adapters=[adapter.name])[adapter.name]
@@ -119,6 +119,6 @@ def _attach_cut(adapter: Adapter, whole: dict[str, Delta], k: int) -> Adapter:
         name += "-"
     copies = {n: c.detach() for n, c in adapter.copies.items()}
     cut = put_on(adapter.model, replace(adapter.spec, mask=0.0), name, [*adapter.sites.values()], tensors, magnitudes,
-                 copies)  # fmt: skip
+                 copies, adapter.added)  # fmt: skip
     cut.enable(False)
     return cut

@@ -134,6 +134,7 @@ def load_into(model: nn.Module, folder: Path, name: str | None, allow_zero: bool
     import torch
 
     from lora_core.adapter import put_on
+    from lora_core.methods.added import acts
     from lora_core.registry import book_of
 
     stored = read_adapter(folder)
@@ -150,8 +151,9 @@ def load_into(model: nn.Module, folder: Path, name: str | None, allow_zero: bool
         tensors[s.key] = (torch.tensor(s.A), torch.tensor(s.B), s.scaling)
         if s.m is not None:
             magnitudes[s.key] = torch.tensor(s.m)
+    stored, added = _added(model, stored, spec)
     copies = _copies(model, stored, spec)
-    if not (allow_zero or stored.fresh) and not _changes(model, stored, sites, copies):
+    if not (allow_zero or stored.fresh or acts(added)) and not _changes(model, stored, sites, copies):
         raise UserError(
             f"every B in {folder / WEIGHTS} is zero: the adapter would change nothing."
             " If that is meant, load it with allow_zero=True"
@@ -160,7 +162,7 @@ def load_into(model: nn.Module, folder: Path, name: str | None, allow_zero: bool
         stem = re.sub(r"[^\w-]", "_", folder.resolve().name)[:80] or "adapter"
         taken = book_of(model).adapters
         name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, len(taken) + 3))) if n not in taken)
-    adapter = put_on(model, spec, name, sites, tensors, magnitudes, copies)
+    adapter = put_on(model, spec, name, sites, tensors, magnitudes, copies, added)
     adapter.info = dict(stored.info)
     return adapter
 
@@ -223,6 +225,23 @@ def _host(model: nn.Module, s: StoredSite, experts: Mapping[str, Site]) -> Site:
         return Site(path=s.path, key=s.key, target=s.target, layer=None, out=shape[0], in_=shape[1],
                     transposed=shape[2])  # fmt: skip
     return host
+
+
+def _added(model: nn.Module, stored: Stored, spec: LoraSpec) -> tuple[Stored, dict[str, Any]]:
+    """(what else is stored, bottlenecks and prefixes by their names): all that the spec has, every shape right."""
+    import torch
+
+    from lora_core.methods.added import added_shapes
+
+    shapes, rest = added_shapes(model, spec), dict(stored.copies)
+    for name, shape in shapes.items():
+        value = rest.get(name)
+        if value is None:
+            raise UserError(f"{stored.folder / WEIGHTS} has no {name}, which the adapter adds")
+        if value.shape != shape:
+            raise UserError(f"{name} in {stored.folder} is {value.shape}; for this model it must be {shape}")
+    added = {n: torch.tensor(rest.pop(n)) for n in shapes}
+    return replace(stored, copies=rest), added
 
 
 def _copies(model: nn.Module, stored: Stored, spec: LoraSpec) -> dict[str, Any]:

@@ -44,14 +44,14 @@ class Merging:
         The weights' own bits are kept aside, so that `unmerge` gives back exactly them. Needs that much memory.
         A quantised weight must be decoded, changed and quantised again, which loses much of a small ΔW: that is done
         only with `requantise`, and {site: ‖what is lost‖_F / ‖ΔW‖_F} is returned; {} for other weights.
-        Raises UserError on a quantised base without `requantise`, saying what would be lost; for a weight that other
-        modules use too, which this adapter does not adapt; and beside a DoRA adapter of the same matrices.
+        Raises UserError for bottlenecks and prefixes; on a quantised base without `requantise`, saying what would be
+        lost; for a weight that other modules use too, which this adapter does not adapt; and beside a DoRA adapter of
+        the same matrices.
         """
         self._attached()
         if self.merged:
             return {}
-        self._check_tied()
-        self._check_dora()
+        self._check_mergeable()
         check_merge(self, requantise)
         self._switch.merged = True
         self._rewrite()
@@ -97,6 +97,14 @@ class Merging:
                 weight.copy_(kept if change is None else wide(kept) + change)
             if not mine:
                 del book.kept[weight]
+
+    def _check_mergeable(self) -> None:
+        """UserError for what cannot be in the weights, before anything changes."""
+        for name in ("bottleneck", "prefix"):
+            if getattr(self.spec, name):
+                raise UserError(f"adapter {self.name!r} has a {name}, which no weight can hold: it cannot be merged")
+        self._check_tied()
+        self._check_dora()
 
     def _check_tied(self) -> None:
         """A weight that another module uses too must not be changed behind its back."""

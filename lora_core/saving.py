@@ -5,9 +5,10 @@ get B = 0 and their own length as magnitude); experts as `target_parameters`, of
 folded into B without the closed directions; a tied matrix as `ensure_weight_tying`, with the factors of each module
 that uses it; norms and full modules as `modules_to_save`; vectors of other modules as `bias`.
 
-PEFT has no words for: a module trained in full that is also adapted, or of which only some parameters are trained; a
-module that PEFT's rule for names (any path that ends so) cannot tell from another one. Such an adapter gets the
-peft_type LORA_LAB, which PEFT refuses and this library reads. DoRA beside experts it refuses by itself.
+PEFT has no words for: bottlenecks and prefixes; a module trained in full that is also adapted, or of which only some
+parameters are trained; a module that PEFT's rule for names (any path that ends so) cannot tell from another one. Such
+an adapter gets the peft_type LORA_LAB, which PEFT refuses and this library reads. DoRA beside experts it refuses by
+itself.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ def save_adapter(adapter: Adapter, folder: str | Path, info: Mapping[str, Any]) 
     """
     from safetensors.numpy import save
 
+    from lora_core.methods.added import acts, by_host
+
     folder = Path(folder)
     w = Written()
     by_weight: dict[tuple[str, str], list[Site]] = {}
@@ -72,11 +75,14 @@ def save_adapter(adapter: Adapter, folder: str | Path, info: Mapping[str, Any]) 
     order = {key: i for i, key in enumerate(adapter.sites)}
     w.listed.sort(key=lambda d: order[d["key"]])
     _put_copies(w, adapter)
+    for (path, kind), values in by_host(adapter.added).items():
+        w.put(path, **{f"{kind}__{n}": numbers(v) for n, v in values.items()})
+        w.unsaid = f"a {kind} of this library's"
     config = _peft_config(adapter, w, info)
     fresh = not any(v.any() for n, v in w.tensors.items() if n.endswith(("lora_B.weight", "lora_embedding_A")))
     lab = {"format": 2, "spec": adapter.spec.to_dict(), "sites": w.listed, "info": dict(info),
            "copies": [n.removeprefix(PREFIX).replace(".base_layer.", ".") for n in w.tensors if ".lora_" not in n],
-           "fresh": fresh and not _copies_changed(adapter)}  # fmt: skip
+           "fresh": fresh and not _copies_changed(adapter) and not acts(adapter.added)}  # fmt: skip
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write(folder / WEIGHTS, save(w.tensors, metadata={"format": "pt"}))

@@ -13,6 +13,8 @@ from lora_core.families import DIRECT, ENDS, TARGETS, guess
 from lora_core.sites import Site, find_sites, weight_shape
 from lora_core.spec import LoraSpec
 
+TOP = re.compile(r"top\d{1,4}")  # the last layers
+
 
 def find_ends(model: nn.Module) -> dict[str, Site]:
     """{"embed": Site, "head": Site} as far as the model has them; one and the same Site where they are tied.
@@ -67,10 +69,11 @@ def find_direct(model: nn.Module, spec: LoraSpec) -> dict[str, list[tuple[str, s
     modules = [(p, m) for p, m in model.named_modules(remove_duplicate=False) if ".lora" not in f".{p}"]
     named = {p for p, m in modules if p and any(True for _ in m.parameters())}
     named |= {f"{p}.{n}" for p, m in modules for n, w in m._parameters.items() if w is not None}
+    tops = {n: _top(model, n) for n in spec.full if TOP.fullmatch(n)}
     for name in spec.full:
         if name == "head" and base is model:
             raise UserError(f"{type(model).__name__} is a bare body without a head; name modules to train in full")
-        if name != "head" and name not in named:
+        if name not in ("head", "all", *tops, *named):
             raise unknown("module", name, sorted(named), f"in {type(model).__name__}")
     for path, module in modules:
         layer = re.search(r"(?:^|\.)(\d+)\.", path)
@@ -82,6 +85,9 @@ def find_direct(model: nn.Module, spec: LoraSpec) -> dict[str, list[tuple[str, s
             why += [n for n in spec.full if f"{path}.{name}".startswith(f"{n}.") or f"{path}.{name}" == n]
             if "head" in spec.full and id(p) not in inner:
                 why.append("head")
+            if "all" in spec.full:
+                why.append("all")
+            why += [n for n, roots in tops.items() if f"{path}.{name}".startswith(roots)]
             if why:
                 used.update(why)
                 hits.setdefault(id(p), []).append((path, name))
@@ -90,6 +96,18 @@ def find_direct(model: nn.Module, spec: LoraSpec) -> dict[str, list[tuple[str, s
             where = "" if spec.layers == "all" or name in spec.full else f", layers {', '.join(map(str, spec.layers))}"
             raise UserError(f"{name!r} hits nothing in {type(model).__name__}{where}")
     return {f"{places[0][0]}.{places[0][1]}": places for places in hits.values()}
+
+
+def _top(model: nn.Module, name: str) -> tuple[str, ...]:
+    """How the paths of the last so many layers begin. UserError for more layers than there are."""
+    roots: dict[int, str] = {}
+    for s in find_sites(model):
+        if s.layer is not None and (at := re.search(rf"(?:^|\.){s.layer}\.", s.path)):
+            roots[s.layer] = s.path[: at.end()]
+    n = int(name[3:])
+    if not 1 <= n <= len(roots):
+        raise UserError(f"{name!r} in a model of {len(roots)} layers; name from top1 to top{len(roots)}")
+    return tuple(roots[i] for i in sorted(roots)[-n:])
 
 
 def _is(target: str, module: nn.Module, name: str) -> bool:

@@ -22,7 +22,8 @@ class LoraSpec:
     Section 4.1 of the paper: h = W0·x + s·B·A·x with A (rank, in), B (out, rank), B = 0 at the start.
 
     targets  logical names, or module paths of the model: q k v o gate up down in the layers, embed and head around
-             them (LoRA too); norm and bias, whose vectors are trained themselves, as BitFit does (arXiv 2106.10199)
+             them (LoRA too); norm and bias, whose vectors are trained themselves, as BitFit does (arXiv 2106.10199);
+             () where something else is trained
     rank     r of every matrix, unless `rank_pattern` names another
     alpha    α; the scaling s is α/r ("alpha/r", the paper) or α/√r ("alpha/sqrt(r)", rsLoRA, arXiv 2312.03732)
     layers   "all", or the indices of the layers to adapt
@@ -33,7 +34,8 @@ class LoraSpec:
     mask     above 0: ΔW = s·B·diag(g)·A with gates g (rank,), which training pulls to exactly 0 with this strength (as
              SoRA, arXiv 2311.11696): the rank is learned, and `rank` is the most it can be
     full     modules (or single parameters) trained in full and saved with the adapter, by path; "head" is a
-             classifier's head
+             classifier's head, "top2" the last two layers, "all" everything
+    bottleneck, prefix  units of adapter layers, tokens of a prefix, in every chosen layer (see methods/); 0 for none
     dropout  probability with which an entry of x is dropped on its way through A, while training
     rank_pattern, alpha_pattern  {name: value} that override rank and alpha; a name is a target or a site's key
 
@@ -50,6 +52,8 @@ class LoraSpec:
     dora: bool = False
     mask: float = 0.0
     full: tuple[str, ...] = ()
+    bottleneck: int = 0
+    prefix: int = 0
     dropout: float = 0.0
     rank_pattern: Mapping[str, int] | tuple[tuple[str, int], ...] = ()
     alpha_pattern: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
@@ -58,7 +62,11 @@ class LoraSpec:
         def put(name: str, value: object) -> None:  # frozen: every field is normalised here, once
             object.__setattr__(self, name, value)
 
-        put("targets", _names(self.targets))
+        for name in ("bottleneck", "prefix"):
+            size = getattr(self, name)
+            if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MAX_RANK:
+                raise UserError(f"{name} is {size!r}; it is a whole number, 0 for none")
+        put("targets", _names(self.targets, none=bool(self.full or self.bottleneck or self.prefix)))
         put("layers", _layers(self.layers))
         put("rank", _rank("rank", self.rank))
         put("alpha", _alpha("alpha", self.alpha))
@@ -114,12 +122,12 @@ class LoraSpec:
         return cls(**d)
 
 
-def _names(targets: Iterable[str] | str) -> tuple[str, ...]:
+def _names(targets: Iterable[str] | str, none: bool = False) -> tuple[str, ...]:
     names = targets.split(",") if isinstance(targets, str) else list(targets)
     if not all(isinstance(n, str) for n in names):
         raise UserError(f"targets are names such as q or v; given {names!r}")
     names = [n.strip() for n in names if n.strip()]
-    if not names:
+    if not names and not none:
         raise UserError("no target: name at least one matrix to adapt, for example q,v")
     return tuple(dict.fromkeys(names))
 

@@ -7,7 +7,22 @@ from typing import Annotated
 
 import typer
 
-from app.commands.options import Alpha, Dora, Dtype, Full, Init, Layers, Mask, Rank, Targets, TrainA, spec_of
+from app.commands.options import (
+    Alpha,
+    Bottleneck,
+    Dora,
+    Dtype,
+    Full,
+    Init,
+    Layers,
+    Mask,
+    Method,
+    Prefix,
+    Rank,
+    Targets,
+    TrainA,
+    spec_of,
+)
 from app.commands.output import Json, Result, say, size, table
 
 
@@ -42,13 +57,17 @@ def budget(
     dora: Dora = False,
     mask: Mask = 0.0,
     full: Full = "",
+    bottleneck: Bottleneck = 0,
+    prefix: Prefix = 0,
+    method: Method = "",
     labels: Annotated[int, typer.Option(help="Labels of a classifier; 0 for the model as it is.")] = 0,
     tokens: Annotated[int, typer.Option(help="Tokens of a training step, for the memory that it takes.")] = 512,
     dtype: Dtype = "auto",
     json: Json = False,
 ) -> Result:
     """What an adapter costs before it is trained: parameters, file, memory; against full fine-tuning."""
-    spec = spec_of(targets, rank, alpha, layers, "alpha/r", init, 0.0, train_A, dora, mask, full)
+    spec = spec_of(targets, rank, alpha, layers, "alpha/r", init, 0.0, train_A, dora, mask, full, bottleneck,
+                   prefix, method)  # fmt: skip
     from lora_core import budget as price
     from lora_core.errors import UserError
     from lora_core.models import empty_model
@@ -58,7 +77,7 @@ def budget(
     if labels and not 2 <= labels <= 10**6:
         raise UserError(f"labels is {labels}; a classifier needs at least two")
     b = price(empty_model(model, dtype=dtype, labels=labels or None), spec, tokens=tokens)
-    counts = {n: getattr(b, n) for n in ("factors", "head", "direct", "magnitudes", "gates")}
+    counts = {n: getattr(b, n) for n in ("factors", "head", "direct", "magnitudes", "gates", "added")}
     lora, whole = asdict(b.memory), asdict(b.full_memory)
     rows = [
         ("trainable", f"{b.trainable:,}", f"{b.fraction:.2%} of {b.total:,}, in {b.matrices} matrices"),

@@ -22,17 +22,29 @@ TrainA = Annotated[bool, typer.Option("--train-a/--freeze-a", help="Train A too,
 Dora = Annotated[bool, typer.Option("--dora", help="DoRA: the rows' lengths are trained apart from their directions.")]
 Mask = Annotated[float, typer.Option(help="Above 0, rank directions are pulled to zero with this strength.")]
 Full = Annotated[str, typer.Option(help="Modules to train in full, with commas; head is a classifier's.")]
+Bottleneck = Annotated[int, typer.Option(help="Units of adapter layers behind attention and MLP; 0 for none.")]
+Prefix = Annotated[int, typer.Option(help="Trained keys and values before the text, in every layer; 0 for none.")]
+Method = Annotated[str, typer.Option(help="Instead of the options that describe an adapter: full, last-layer, bitfit,"
+                                     " bottleneck, prefix, lora or lora-prefix; with a size as in bottleneck:16.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, or auto: what this machine is faster with.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto.")]
 
 
 def spec_of(targets: str, rank: int, alpha: float, layers: str, scaling: str, init: str, dropout: float,
-            train_A: bool = True, dora: bool = False, mask: float = 0.0, full: str = "") -> LoraSpec:  # fmt: skip
-    """The LoraSpec that the options mean; UserError for a value that is not possible."""
+            train_A: bool = True, dora: bool = False, mask: float = 0.0, full: str = "", bottleneck: int = 0,
+            prefix: int = 0, method: str = "") -> LoraSpec:  # fmt: skip
+    """The LoraSpec that the options mean, or the method's; UserError for a value that is not possible."""
+    if method:
+        from lora_core.methods import method_spec
+
+        name, _, size = method.partition(":")
+        if size and not size.isdigit():
+            raise UserError(f"method is {method!r}; a size is a whole number, as in bottleneck:16")
+        return method_spec(name, int(size) if size else None)
     options: dict[str, Any] = {"scaling": scaling, "init": init}
     return LoraSpec(targets=tuple(targets.split(",")), rank=rank, alpha=alpha, layers=layers_of(layers),
                     dropout=dropout, train_A=train_A, dora=dora, mask=mask, full=tuple(full.split(",")) if full else (),
-                    **options)  # fmt: skip
+                    bottleneck=bottleneck, prefix=prefix, **options)  # fmt: skip
 
 
 def layers_of(text: str) -> Literal["all"] | tuple[int, ...]:

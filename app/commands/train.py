@@ -11,6 +11,7 @@ import typer
 
 from app.commands.options import (
     Alpha,
+    Bottleneck,
     Device,
     Dora,
     Dropout,
@@ -19,6 +20,8 @@ from app.commands.options import (
     Init,
     Layers,
     Mask,
+    Method,
+    Prefix,
     Rank,
     Scaling,
     Targets,
@@ -53,6 +56,9 @@ def train(
     dora: Dora = False,
     mask: Mask = 0.0,
     full: Full = "",
+    bottleneck: Bottleneck = 0,
+    prefix: Prefix = 0,
+    method: Method = "",
     dropout: Dropout = 0.0,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 60,
     batch_size: Annotated[int, typer.Option(help="Rows in a forward pass.")] = 8,
@@ -78,7 +84,8 @@ def train(
     json: Json = False,
 ) -> Result:
     """Fine-tune: an adapter in PEFT's format. Ctrl-C ends it after the current step and keeps the adapter."""
-    spec = spec_of(targets, rank, alpha, layers, scaling, init, dropout, train_A, dora, mask, full)
+    spec = spec_of(targets, rank, alpha, layers, scaling, init, dropout, train_A, dora, mask, full, bottleneck,
+                   prefix, method)  # fmt: skip
     if task == "list":
         return tasks(json)
     from app.runs.run import RunRequest
