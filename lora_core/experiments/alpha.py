@@ -42,7 +42,7 @@ def _valley(lab: Lab, seed: int, lr: float) -> list[Row]:
     ranks = ranks_for(lab.encoder()[0], TARGETS, RANKS)
     asked = {(s, r): spec_for(s, r) for r in ranks for s in SCALINGS}
     names = {spec: f"s{i}" for i, spec in enumerate(dict.fromkeys(asked.values()))}  # at r = 8 they are one
-    with trained(lab, {n: spec for spec, n in names.items()}, seed=seed, steps=lab.steps(60, 80), lr=lr,
+    with trained(lab, {n: spec for spec, n in names.items()}, seed=seed, steps=lab.steps(50, 60), lr=lr,
                  batch=4, held=128) as t:  # fmt: skip
         return [{"kind": "valley", "scaling": s, "rank": r, "s": spec.scale(), "lr": lr, "seed": seed,
                  **t.figures[names[spec]], "curve": [round(x, 4) for x in t.curves[names[spec]]]}

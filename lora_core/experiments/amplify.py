@@ -33,7 +33,7 @@ def _look(lab: Lab, seed: int) -> list[Row]:
     specs = {f"r{r}": LoraSpec(targets=TARGETS, rank=r, alpha=16) for r in ranks_for(model, TARGETS, RANKS)}
     noise = np.random.default_rng(seed)
     rows: list[Row] = []
-    with trained(lab, specs, seed=seed, steps=lab.steps(60, 200), lr=5e-3) as t:
+    with trained(lab, specs, seed=seed, steps=lab.steps(60, 120), lr=5e-3) as t:
         for name, spec in specs.items():
             a = t.adapters[name]
             for key, delta in a.deltas().items():

@@ -53,7 +53,7 @@ def _compare(lab: Lab, seed: int) -> list[Row]:
     found: list[dict[str, tuple[str, int | None, np.ndarray, np.ndarray]]] = []
     for i, rank in enumerate((small, large, large)):
         spec = LoraSpec(targets=TARGETS, rank=rank, alpha=16)
-        with trained(lab, {"a": spec}, seed=seed + APART * i, steps=lab.steps(60, 200), lr=5e-3) as t:
+        with trained(lab, {"a": spec}, seed=seed + APART * i, steps=lab.steps(60, 120), lr=5e-3) as t:
             a = t.adapters["a"]
             gain = min(gain, t.figures[None]["loss"] - t.figures["a"]["loss"])
             found.append({k: (s.target, s.layer, _directions(a.factors(k).A.detach()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from lora_core.spec import LoraSpec
 
 if TYPE_CHECKING:
     from lora_core.adapter import Adapter
-    from lora_core.experiments.lab import Cell, Lab
+    from lora_core.experiments.lab import Lab
     from lora_core.objective import Objective
     from lora_core.sites import Site
     from lora_core.tasks import Row, Task
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 HELD = 256  # held-out rows that everything is measured on
 BATCH = 8
 EVERY = 10  # steps that a point of a curve is the mean of
+WARMUP = 0.2  # of the steps; with a shorter one the higher rates end in a head that guesses, by bad luck
+LONGEST = 15  # tokens of a review; longer ones are left out
 PULL = 1e-2  # towards 0, on the weights of the head that training begins with
 
 
@@ -41,14 +43,14 @@ class Trained:
 
 @contextmanager
 def trained(lab: Lab, specs: Mapping[str, LoraSpec], *, seed: int, steps: int, lr: float, batch: int = BATCH,
-            task: str = "sentiment", rows: int = 400, share: float = 1.0, held: int | None = None,
+            task: str = "sentiment", rows: int = 600, share: float = 1.0, held: int | None = None,
             longest: int | None = None) -> Iterator[Trained]:  # fmt: skip
     """Train the specs together on a built-in task; the adapters are detached when the block is left.
 
     The sentiment task runs on the encoder, with a head that has been fitted before (`warm_head`) and that each spec
     trains too; all others on the writer. The rows are the same for every seed, which draws A and the order of the rows.
     share: how much of the present cell this is; held: how many held-out rows are measured, 256 texts (128 in the quick
-    version) or 32 completions unless told; longest: rows of more tokens are left out.
+    version) or 32 completions unless told; longest: rows of more tokens are left out, of reviews those of more than 15.
     """
     import lora_core as lc
     from lora_core.classification import drawn_modules
@@ -56,11 +58,13 @@ def trained(lab: Lab, specs: Mapping[str, LoraSpec], *, seed: int, steps: int, l
 
     classify = task == "sentiment"
     model, tokenizer = lab.encoder() if classify else lab.writer()
-    data = lc.load_task(task, seed=0, train=rows, test=HELD)
+    data = lc.load_task(task, seed=0, train=rows, test=2 * HELD if classify else HELD)
     extra = drawn_modules(model) if classify else ()
     specs = {n: replace(s, full=tuple(dict.fromkeys([*s.full, *extra]))) for n, s in specs.items()}
-    config = lc.TrainConfig(steps=steps, batch_size=batch, lr=lr, seed=seed, eval_rows=0, eval_every=steps)
+    config = lc.TrainConfig(steps=steps, batch_size=batch, lr=lr, warmup=WARMUP, seed=seed, eval_rows=0,
+                            eval_every=steps)  # fmt: skip
     goal: Any = (lc.Classification(model, tokenizer) if classify else lc.CausalLM(model, tokenizer, data.template))
+    longest = longest or (LONGEST if classify else None)
     if longest is not None:
         data = replace(data, **{k: short(goal, getattr(data, k), longest) for k in ("train", "test")})
     kept = spread(data.test, held or (lab.choose(HELD // 2, HELD) if classify else 32))
@@ -144,27 +148,6 @@ def warm_head(lab: Lab, goal: Objective, rows: Sequence[Row]) -> Iterator[None]:
         with torch.no_grad():
             for p, v in zip(head.parameters(), was, strict=True):
                 p.copy_(v)
-
-
-def tuning(lab: Lab, specs: Callable[[], Mapping[str, LoraSpec]], rates: Sequence[float], **more: Any) -> list[Cell]:
-    """A cell for each rate: every spec is trained once, {name: held-out loss}. `best_rates` reads them.
-
-    Their seed is none of the lab's, so that what is measured afterwards was not picked for its luck.
-    """
-    from lora_core.experiments.lab import Cell
-
-    def make(lr: float) -> dict[str, float]:
-        with trained(lab, mine := specs(), seed=1000 + max(lab.seeds), lr=lr, **more) as t:
-            return {n: t.figures[n]["loss"] for n in mine}
-
-    return [Cell(f"tune {lr:g}", lambda lr=lr: make(lr)) for lr in rates]
-
-
-def best_rates(lab: Lab, rates: Sequence[float]) -> dict[str, float]:
-    """{name: the rate of the lowest loss}, for cells that come after those of `tuning`."""
-    assert lab.cells is not None
-    found = {lr: lab.cells.values[f"tune {lr:g}"] for lr in rates}
-    return {n: min(rates, key=lambda lr: found[lr][n]) for n in found[rates[0]]}
 
 
 def detach_all(model: Any) -> None:

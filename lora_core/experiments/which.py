@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_core.experiments.experiment import Experiment, Row
 from lora_core.experiments.lab import Cell
-from lora_core.experiments.training import best_rates, sites_of, trained, tuning
-from lora_core.experiments.verdicts import above, every, interval, learnt, paired, per_seed, pm, unlearnt, verdict
+from lora_core.experiments.training import sites_of, trained
+from lora_core.experiments.verdicts import above, by, every, interval, learnt, paired, per_seed, pm, unlearnt, verdict
 from lora_core.spec import LoraSpec
 
 if TYPE_CHECKING:
@@ -17,23 +17,28 @@ if TYPE_CHECKING:
 RANK, ALPHA = 20, 16.0  # of a single attention matrix: |Θ| = 15,360 a layer in MiniLM
 SETS = ("q", "k", "v", "o", "q,k", "q,v", "q,k,v,o", "gate", "up", "down", "up,down", "gate,up,down",
         "q,k,v,o,gate,up,down")  # fmt: skip
-FEW = ("q", "k", "v", "q,v", "q,k,v,o", "up,down", "q,k,v,o,up,down")  # in the quick version
-RATES = (2e-3, 5e-3, 1e-2)
+FEW = ("q", "k", "v", "q,v", "q,k,v,o", "up,down")  # in the quick version, with the last: all
 SLACK = 0.02  # nats: as good as the best means no more than this above it
 
 
 def run(lab: Lab) -> list[Row]:
-    """All sets with each seed, each at its own best rate: found with another seed in the full version, else by width."""
-    steps = lab.steps(50, 60)
+    """All sets with each seed; in the full version at two or three rates, of which each set keeps its best."""
+    rates = lab.choose((5e-3,), (2e-3, 5e-3, 1e-2))
+    cells = [Cell(f"seed {s}, rate {lr:g}", lambda s=s, lr=lr: _train(lab, s, lr)) for s in lab.seeds for lr in rates]
+    rows = [row for found in lab.run(cells).values() for row in found]
+    mean: dict[str, dict[float, float]] = {}
+    for n, lr in {(r["targets"], r["lr"]) for r in rows}:
+        mean.setdefault(n, {})[lr] = interval([r["loss"] for r in by(rows, targets=n, lr=lr)])[0]
+    return [{**r, "best": r["lr"] == min(mean[r["targets"]], key=lambda lr: mean[r["targets"]][lr])} for r in rows]
 
-    def specs() -> dict[str, LoraSpec]:
-        found = equal_specs(lab.encoder()[0])
-        return {n: s for n, s in found.items() if not lab.quick or n in FEW}
 
-    cells = [] if lab.quick else tuning(lab, lambda: named(specs()), RATES, steps=steps)
-    cells += [Cell(f"seed {s}", lambda s=s: _train(lab, s, specs(), steps)) for s in lab.seeds]
-    found = lab.run(cells)
-    return [row for s in lab.seeds for row in found[f"seed {s}"]]
+def asked(lab: Lab, lr: float) -> dict[str, LoraSpec]:
+    """The sets that are trained at a rate: few of attention's matrices need a higher one, many bear less."""
+    specs = equal_specs(lab.encoder()[0])
+    wide = {n for n, s in specs.items() if len(s.targets) > 2 or set(s.targets) & {"gate", "up", "down"}}
+    skip = wide if lr > 5e-3 else specs.keys() - wide if lr < 5e-3 else ()
+    few = {*FEW, next(reversed(specs))} if lab.quick else specs
+    return {n: s for n, s in specs.items() if n in few and n not in skip}
 
 
 def named(specs: Mapping[str, LoraSpec]) -> dict[str, LoraSpec]:
@@ -64,24 +69,17 @@ def equal_specs(model: Any) -> dict[str, LoraSpec]:
     return specs
 
 
-def _train(lab: Lab, seed: int, sets: Mapping[str, LoraSpec], steps: int) -> list[Row]:
-    specs = named(sets)
-    best = {n: RATES[len(s.targets) < 3] for n, s in specs.items()} if lab.quick else best_rates(lab, RATES)
-    rows: list[Row] = []
-    rates = sorted(set(best.values()))
-    for lr in rates:
-        mine = {n: s for n, s in specs.items() if best[n] == lr}
-        with trained(lab, mine, seed=seed, steps=steps, lr=lr, share=len(mine) / len(specs)) as t:
-            rows += [{"targets": ",".join(spec.targets), "ranks": dict(spec.rank_pattern), "seed": seed, "lr": lr,
-                      "trainable": sum(p.numel() for k, p in t.adapters[n].named_parameters()
-                                       if k.endswith((".A", ".B"))),
-                      "base_loss": t.figures[None]["loss"], **t.figures[n]} for n, spec in mine.items()]  # fmt: skip
-    order = [s.targets for s in specs.values()]
-    return sorted(rows, key=lambda r: order.index(tuple(r["targets"].split(","))))
+def _train(lab: Lab, seed: int, lr: float) -> list[Row]:
+    specs = named(asked(lab, lr))
+    with trained(lab, specs, seed=seed, steps=lab.steps(50, 60), lr=lr) as t:
+        return [{"targets": ",".join(spec.targets), "ranks": dict(spec.rank_pattern), "seed": seed, "lr": lr,
+                 "trainable": sum(p.numel() for k, p in t.adapters[n].named_parameters() if k.endswith((".A", ".B"))),
+                 "base_loss": t.figures[None]["loss"], **t.figures[n]} for n, spec in specs.items()]  # fmt: skip
 
 
 def judge(rows: Sequence[Row]) -> tuple[str, str]:
     """q and v together beat q and k alone, and are no more than 0.02 nats behind any other choice of attention's."""
+    rows = by(rows, best=True)
     gains = [r["base_loss"] - r["loss"] for r in rows if r["targets"] == "q,v"]
     if not learnt(gains):
         return unlearnt(gains)
