@@ -28,6 +28,7 @@ from app.pages.guard import LOCAL, Guard
 from app.pages.lab import Lab
 from app.pages.session import ModelSession
 from app.pages.uploads import Uploads
+from app.runs.experiments import ExperimentRunner, working
 from app.runs.queue import RunQueue
 from app.runs.store import RunStore
 from lora_core.errors import UserError
@@ -46,9 +47,10 @@ def create_app(store: RunStore, queue: RunQueue, *, session: ModelSession | None
 
     from app.pages import api, page
 
-    assets = Assets()
-    session = session or ModelSession(assets.stamp, lambda: bool(store.list(1, status=("running",))))
-    lab = Lab(store=store, queue=queue, session=session, uploads=Uploads(store.root.parent))
+    assets, folder = Assets(), store.root.parent
+    session = session or ModelSession(assets.stamp, lambda: bool(store.list(1, status=("running",))) or working(folder))
+    lab = Lab(store=store, queue=queue, session=session, uploads=Uploads(folder),
+              experiments=ExperimentRunner(folder))
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from app.pages import adapt, compare, spectra, train
+from app.pages import adapt, compare, questions, spectra, train
 from app.pages.lab import Lab
 from lora_core.errors import UserError
 
@@ -33,6 +33,9 @@ GET: dict[str, Question] = {
     "compare": compare.opened,
     "heat": spectra.heat,
     "spectrum": spectra.one,
+    "questions": questions.asked,
+    "question": questions.answered,
+    "experiments": questions.states,
 }
 POST: dict[str, Question] = {
     "budget": adapt.confirm,
@@ -40,6 +43,8 @@ POST: dict[str, Question] = {
     "stop": train.stop,
     "resume": train.resume,
     "loss": compare.loss_at,
+    "experiment": questions.start,
+    "experiment-stop": questions.stop,
 }
 logger = logging.getLogger("lora_lab.page")
 

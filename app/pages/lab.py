@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.pages.session import ModelSession
 from app.pages.uploads import Uploads
+from app.runs.experiments import ExperimentRunner
 from app.runs.queue import RunQueue
 from app.runs.run import Run
 from app.runs.store import RunStore
@@ -27,6 +28,7 @@ class Lab:
     queue: RunQueue
     session: ModelSession
     uploads: Uploads
+    experiments: ExperimentRunner
 
     def run(self, text: Any) -> Run:
         """The run of a number that came with a request."""

@@ -1,4 +1,4 @@
-"""The page itself: a Gradio app of six parts, each drawn by a module of app/static into a template that never changes.
+"""The page itself: a Gradio app of parts, each drawn by a module of app/static into a template that never changes.
 
 Why so: `gr.Plot` makes its figure anew at each update, and a changing template is evaluated as JavaScript, so texts of
 models and files must not be in one. A part's template is one empty element; its module writes into it with textContent.
@@ -25,7 +25,8 @@ from app.pages import compare, train  # noqa: E402
 from app.pages.assets import Assets  # noqa: E402
 from app.pages.lab import Lab  # noqa: E402
 
-TABS = (("play", "Play"), ("adapt", "Adapt"), ("train", "Train"), ("compare", "Compare"), ("spectra", "Spectra"))
+TABS = (("play", "Play"), ("adapt", "Adapt"), ("train", "Train"), ("compare", "Compare"), ("spectra", "Spectra"),
+        ("questions", "Questions"))
 FONTS = ["Inter", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "sans-serif"]
 PAPER, PAPER_DARK, INK, INK_DARK = "#f6f7f9", "#0b111e", "#0f172a", "#e8edf5"  # painted before the style sheet comes
 PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -40,6 +41,7 @@ def build(lab: Lab) -> gr.Blocks:
         part("train", {"more": train.MORE})
         texts = part("compare", {})
         part("spectra", {})
+        part("questions", {})
 
         def write(asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from compare.stream(lab, asked if isinstance(asked, dict) else {})

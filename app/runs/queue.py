@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import app
+from app.runs.experiments import working
 from app.runs.process import Lock, alive, oom_kills
 from app.runs.run import Run, Status
 from app.runs.store import RunStore
@@ -106,7 +107,7 @@ class RunQueue:
             return
         running = settle_dead(self.store, self.codes, self.kills)
         self.codes.clear()
-        if self.child is None and not running:
+        if self.child is None and not running and not working(self.store.root.parent):
             self.store.keep_ballast()
             for run in self.store.waiting()[:1]:
                 self._launch(run)

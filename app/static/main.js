@@ -7,10 +7,11 @@ import {adapt} from "./adapt.js";
 import {train} from "./train.js";
 import {compare} from "./compare.js";
 import {spectra} from "./spectra.js";
+import {questions} from "./questions.js";
 import {openRun} from "./run.js";
 import {prefetch} from "./plot.js";
 
-const parts = {frame, play, adapt, train, compare, spectra};
+const parts = {frame, play, adapt, train, compare, spectra, questions};
 const names = Object.keys(parts), free = ["frame", "play"];       // free: drawn at once, without a word from the server
 const here = () => names.includes(asked("tab")) && asked("tab") !== "frame" ? asked("tab") : "play";
 state.tab = here();

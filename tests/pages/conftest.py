@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 from app.pages.lab import Lab
 from app.pages.session import ModelSession
 from app.pages.uploads import Uploads
+from app.runs.experiments import ExperimentRunner
 from app.runs.queue import RunQueue
 from app.runs.run import Run
 from app.runs.store import RunStore
@@ -46,7 +47,8 @@ def run(store: RunStore, model: str) -> Run:
 @pytest.fixture(scope="module")
 def lab(store: RunStore) -> Lab:
     queue = RunQueue(store, command=STAND_IN)
-    return Lab(store=store, queue=queue, session=ModelSession(), uploads=Uploads(store.root.parent))
+    return Lab(store=store, queue=queue, session=ModelSession(), uploads=Uploads(store.root.parent),
+               experiments=ExperimentRunner(store.root.parent))  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -137,7 +137,8 @@ def first_visit(lab: Lab, run: Run, store: RunStore, tmp_path: Path) -> Lab:
     """A lab without a run of one's own, but with a recorded one."""
     folder = record(store, run.id, tmp_path / "recorded", examples=2)
     empty = RunStore(tmp_path / "home", recorded=folder)
-    return Lab(store=empty, queue=RunQueue(empty, command=STAND_IN), session=lab.session, uploads=lab.uploads)
+    return Lab(store=empty, queue=RunQueue(empty, command=STAND_IN), session=lab.session, uploads=lab.uploads,
+               experiments=lab.experiments)  # fmt: skip
 
 
 def test_the_first_visit_is_not_empty(first_visit: Lab, run: Run) -> None:
@@ -169,6 +170,7 @@ def test_after_the_first_own_run_the_recorded_one_stands_behind_it(first_visit: 
 
 def test_without_a_recorded_run_the_page_says_what_will_be_here(lab: Lab, tmp_path: Path) -> None:
     empty = RunStore(tmp_path, recorded=tmp_path / "nothing")
-    lab = Lab(store=empty, queue=RunQueue(empty, command=STAND_IN), session=lab.session, uploads=lab.uploads)
+    lab = Lab(store=empty, queue=RunQueue(empty, command=STAND_IN), session=lab.session, uploads=lab.uploads,
+               experiments=lab.experiments)  # fmt: skip
     boot = adapt.boot(lab, {})
     assert boot["run"] is None and not boot["recorded"] and train.runs(lab, {})["runs"] == []
