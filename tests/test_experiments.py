@@ -280,13 +280,15 @@ def test_the_rule_of_which() -> None:
 
 
 def test_the_rule_of_latency() -> None:
-    def rows(merged: float, spread: float) -> list[dict[str, Any]]:
+    def rows(merged: float, spread: float, one: float, many: float) -> list[dict[str, Any]]:
         wave = [spread * (-1) ** i * (i % 5) for i in range(20)]
-        return [{"batch": 1, "length": 8, "way": w, "ms": [100 * f + x * (w == "merged") for x in wave]}
-                for w, f in (("base", 1.0), ("merged", merged), ("unmerged", 1.2))]  # fmt: skip
+        return [{"batch": b, "length": 8, "way": w, "ms": [100 * f + x * (w == "merged") for x in wave]}
+                for b, layers in ((1, one), (16, many))
+                for w, f in (("base", 1.0), ("merged", merged), ("unmerged", 1.2), ("bottleneck", layers))]  # fmt: skip
 
     judge = lc.find_experiment("latency").judge
-    assert [judge(rows(*x))[0] for x in ((1.0, 0.2), (1.2, 0.2), (1.02, 5.0))] == [HOLDS, NOT, UNDECIDED]
+    cases = ((1.0, 0.2, 1.3, 1.1), (1.2, 0.2, 1.0, 1.1), (1.02, 5.0, 1.3, 1.1), (1.0, 0.2, 1.1, 1.3))
+    assert [judge(rows(*x))[0] for x in cases] == [HOLDS, NOT, UNDECIDED, PARTLY]
 
 
 def test_the_rule_of_switch() -> None:

@@ -1,6 +1,5 @@
-"""latency: does LoRA slow inference down? Forward times of the bare model, with merged LoRA and with unmerged LoRA.
-
-Run it on a quiet machine. Adapter layers and prefixes, which the paper's Table 1 compares with, are not measured here.
+"""latency: does LoRA slow inference down? Forward times of the bare model, with LoRA merged and unmerged, with adapter
+layers and with a prefix. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -20,12 +19,14 @@ if TYPE_CHECKING:
     from lora_core.experiments.lab import Lab
 
 SPEC = LoraSpec(targets=("q", "v"), rank=8, alpha=16)
+UNITS, TOKENS = 64, 16  # of adapter layers: 3 % of the model, as 11M are of GPT-2 medium in Table 1; of a prefix
 NOISE = 0.03  # "no additional latency": within 3 % of the bare model
-WAYS = ("base", "merged", "unmerged")
+WAYS = ("base", "merged", "unmerged", "bottleneck", "prefix")
+NAMES = {"bottleneck": "with adapter layers", "prefix": "with a prefix"}
 
 
 def run(lab: Lab) -> list[Row]:
-    """The three take turns, so that whatever else the machine does hits all of them alike."""
+    """They take turns, so that whatever else the machine does hits all of them alike."""
     shapes = lab.choose(((1, 32), (16, 32)), ((1, 32), (1, 128), (16, 64), (32, 128)))
     repeats = lab.steps(12, 30)
     cells = [Cell(f"{b}×{n}", lambda b=b, n=n: _measure(lab, b, n, repeats), b * n + 64) for b, n in shapes]
@@ -36,11 +37,14 @@ def _measure(lab: Lab, batch: int, length: int, repeats: int) -> list[Row]:
     import torch
 
     import lora_core as lc
+    from lora_core.methods import method_spec
 
     model, _ = lab.writer()
-    bare = lab.keep("bare", lambda: deepcopy(model))
+    bare, other = (lab.keep(name, lambda: deepcopy(model)) for name in ("bare", "other"))
     ids = torch.randint(5, model.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
     adapter = lc.attach(model, SPEC, "latency")
+    added = {n: lc.attach(other, method_spec(n, size), n) for n, size in (("bottleneck", UNITS), ("prefix", TOKENS))}
+    models = {w: bare if w == "base" else other if w in added else model for w in WAYS}
     times: dict[str, list[float]] = {w: [] for w in WAYS}
     try:
         with torch.no_grad():
@@ -50,7 +54,9 @@ def _measure(lab: Lab, batch: int, length: int, repeats: int) -> list[Row]:
                 lab.at(i / (repeats + 1))
                 for way in WAYS:
                     (adapter.merge if way == "merged" else adapter.unmerge)()
-                    m = bare if way == "base" else model
+                    for name, a in added.items():
+                        a.enable(name == way)
+                    m = models[way]
                     m(input_ids=ids[:1, :1])  # leaves the weights that the switch touched as they will be found
                     at = time.perf_counter()
                     m(input_ids=ids)
@@ -59,21 +65,33 @@ def _measure(lab: Lab, batch: int, length: int, repeats: int) -> list[Row]:
     finally:
         adapter.unmerge()
         detach_all(model)
+        detach_all(other)
     return [{"batch": batch, "length": length, "way": w, "ms": t} for w, t in times.items()]
 
 
 def judge(rows: Sequence[Row]) -> tuple[str, str]:
-    """Merged LoRA within 3 % of the bare model at every size: the median ratio of runs that stood side by side."""
-    parts, text = [], []
+    """Merged LoRA within 3 % of the bare model at every size: the median ratio of runs that stood side by side. Adapter
+    layers slower than it at batch 1, and there by more than in the largest batch."""
+    merged, text = [], []
+    behind: dict[int, list[tuple[float, float, float]]] = {}
     for batch, length in dict.fromkeys((r["batch"], r["length"]) for r in rows):
-        ms = {w: by(rows, batch=batch, length=length, way=w)[0]["ms"] for w in WAYS}
-        ratio = {w: median([a / b for a, b in zip(ms[w], ms["base"], strict=True)]) for w in WAYS[1:]}
+        ms = {r["way"]: r["ms"] for r in by(rows, batch=batch, length=length)}
+        ratio = {w: median([a / b for a, b in zip(t, ms["base"], strict=True)]) for w, t in ms.items() if w != "base"}
         _, least, most = ratio["merged"]
         inside, outside = 1 - NOISE <= least and most <= 1 + NOISE, least > 1 + NOISE or most < 1 - NOISE
-        parts.append(True if inside else False if outside else None)
-        text.append(f"at batch {batch} × {length} tokens {_said(ratio['merged'])} merged and"
-                    f" {_said(ratio['unmerged'])} unmerged (its median: {median(ms['base'])[0]:.0f} ms)")  # fmt: skip
-    return verdict([every(parts)]), f"Times relative to the bare model, {'; '.join(text)}."
+        merged.append(True if inside else False if outside else None)
+        behind.setdefault(batch, []).append(ratio["bottleneck"])
+        said = ", ".join(f"{_said(m)} {NAMES.get(w, w)}" for w, m in ratio.items())
+        text.append(f"at batch {batch} × {length} tokens {said} (its median: {median(ms['base'])[0]:.0f} ms)")
+    ones, many = behind[min(behind)], behind[max(behind)]
+    slower = every(_longer(m, (1.0, 1.0, 1.0)) for m in ones)
+    most_at_one = every(_longer(m, n) for m in ones for n in many) if len(behind) > 1 else None
+    return verdict([every(merged), slower, most_at_one]), f"Times relative to the bare model, {'; '.join(text)}."
+
+
+def _longer(m: tuple[float, float, float], n: tuple[float, float, float]) -> bool | None:
+    """Whether m is above n; None where their intervals overlap."""
+    return True if m[1] > n[2] else False if m[2] <= n[1] else None
 
 
 def _said(m: tuple[float, float, float]) -> str:
