@@ -220,36 +220,30 @@ def loss_of(head: nn.Module, h: Tensor, targets: Tensor) -> Tensor | None:
 def body(model: nn.Module) -> Body | None:
     """ids (rows, time), places `at` (n,) in rows·time -> their hidden states (n, hidden), as `model.base_model` gives
     them; None for a model of another kind."""
-    config, base = cast(Any, getattr(model, "config", None)), cast(Any, getattr(model, "base_model", None))
-    if getattr(config, "model_type", None) not in FAMILIES or base is None or not hasattr(base, "rotary_emb"):
+    base = _base(model)
+    if base is None:
         return None
-    if config.hidden_act != "silu" or getattr(config, "attention_dropout", 0.0) or _windowed(config):
-        return None
-    if base.embed_tokens.weight.dtype not in (torch.float32, torch.float64):
-        return None  # 16 bits: transformers rounds in between, and so must we
 
     def run(ids: Tensor, at: Tensor) -> Tensor:
-        layers = base.layers[: config.num_hidden_layers]
-        if any(_watched(m) for layer in layers for m in (layer, layer.self_attn, layer.mlp)) or _watched(base):
+        if _watched_inside(base):
             return base(input_ids=ids, use_cache=False)[0].flatten(0, 1)[at]
         acting = [a for a in book_of(model).adapters.values() if a.on and not a.merged]
         parts = max((a.parts for a in acting), default=1)
         tree = None
         if ids.shape[0] % parts == 0 and not any(a.spec.dropout for a in acting):  # which draws for every place
             tree = tree_of(ids, at, parts)
-        return _run(base, layers, ids, at, tree)
+        return _run(base, ids, at, tree)
 
     return run if _same(base, run) else None
 
 
-def _run(base: Any, layers: Any, ids: Tensor, at: Tensor, tree: Tree | None) -> Tensor:
+def _run(base: Any, ids: Tensor, at: Tensor, tree: Tree | None) -> Tensor:
     rows, time = ids.shape
+    layers = base.layers[: base.config.num_hidden_layers]
     first = torch.arange(rows * time, device=ids.device) if tree is None else tree.first
     shared = tree is not None and len(first) < rows * time
     x = base.embed_tokens(ids.reshape(-1)[first])
-    cos, sin = base.rotary_emb(x[None], position_ids=(first % time)[None])
-    half = cos.shape[-1] // 2
-    cos, sin = cos[0, :, :half].to(x.dtype), sin[0, :, :half].to(x.dtype)
+    cos, sin = _angles(base, x, first % time)
     for i, layer in enumerate(layers):
         attn, mlp = layer.self_attn, layer.mlp
         n = _norm(layer.input_layernorm, x)
@@ -272,9 +266,80 @@ def _run(base: Any, layers: Any, ids: Tensor, at: Tensor, tree: Tree | None) -> 
     return x[at] if tree is None else x
 
 
+class Decoder:
+    """Continues rows of text token by token, with the keys and values of all that was read kept in place.
+
+    Called with the ids (rows, n) of what comes next and the mask (rows, all so far) that is 0 on padding, which is on
+    the left. Gives the logits (rows, vocabulary) of the next token.
+    """
+
+    def __init__(self, model: nn.Module, rows: int, room: int) -> None:
+        self.base, self.head, self.read = _base(model), cast(Any, model).get_output_embeddings(), 0
+        config = self.base.config
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (config.num_hidden_layers, 2, rows, config.num_key_value_heads, room, size)
+        self.kept = self.base.embed_tokens.weight.new_empty(shape)
+
+    def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
+        (rows, n), base, begin = ids.shape, self.base, self.read
+        self.read = end = begin + n
+        seen: Tensor | None = None
+        if begin and n > 1 or not mask.all():  # padding looks at itself, so that no row of the softmax is empty
+            places = torch.arange(end, device=ids.device)
+            seen = (mask[:, None, :] > 0) & (places <= places[begin:, None]) | (places == places[begin:, None])
+            seen = seen[:, None]
+        x = base.embed_tokens(ids.reshape(-1))
+        cos, sin = _angles(base, x, (mask.cumsum(1) - 1).clamp_min(0)[:, begin:].reshape(-1))
+        for layer, (keys, values) in zip(base.layers, self.kept, strict=False):
+            attn, mlp = layer.self_attn, layer.mlp
+            h = _norm(layer.input_layernorm, x)
+            q, k, v = (m(h).view(rows * n, -1, attn.head_dim) for m in (attn.q_proj, attn.k_proj, attn.v_proj))
+            q, k = _turn(q, cos, sin, 1.0), _turn(k, cos, sin, 1.0)
+            q, k, v = (t.view(rows, n, -1, attn.head_dim).transpose(1, 2) for t in (q, k, v))
+            keys[:, :, begin:end], values[:, :, begin:end] = k, v
+            a = F.scaled_dot_product_attention(
+                q, keys[:, :, :end], values[:, :, :end], attn_mask=seen, is_causal=seen is None and n > 1,
+                scale=attn.scaling, enable_gqa=q.shape[1] != k.shape[1])  # fmt: skip
+            x = x + attn.o_proj(a.transpose(1, 2).reshape(rows * n, -1))
+            h = _norm(layer.post_attention_layernorm, x)
+            x = x + mlp.down_proj(F.silu(mlp.gate_proj(h)).mul_(mlp.up_proj(h)))
+        return self.head(_norm(base.norm, x.view(rows, n, -1)[:, -1]))
+
+
+def decoder(model: nn.Module, rows: int, room: int) -> Decoder | None:
+    """A decoder for so many rows of at most `room` tokens; None for a model of another kind, or a watched one."""
+    base = _base(model)
+    return None if base is None or _watched_inside(base) or body(model) is None else Decoder(model, rows, room)
+
+
+def _angles(base: Any, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """(cos, sin), each (tokens, size/2)."""
+    cos, sin = base.rotary_emb(x[None], position_ids=positions[None])
+    half = cos.shape[-1] // 2
+    return cos[0, :, :half].to(x.dtype), sin[0, :, :half].to(x.dtype)
+
+
+def _base(model: nn.Module) -> Any:
+    """The body of a model that looks like LLaMA; None for another."""
+    config, base = cast(Any, getattr(model, "config", None)), cast(Any, getattr(model, "base_model", None))
+    if getattr(config, "model_type", None) not in FAMILIES or base is None or not hasattr(base, "rotary_emb"):
+        return None
+    if config.hidden_act != "silu" or getattr(config, "attention_dropout", 0.0) or _windowed(config):
+        return None
+    # of 16 bits: transformers rounds in between, and so must we
+    return base if base.embed_tokens.weight.dtype in (torch.float32, torch.float64) else None
+
+
+def _watched_inside(base: Any) -> bool:
+    layers = base.layers[: base.config.num_hidden_layers]
+    return _watched(base) or any(_watched(m) for layer in layers for m in (layer, layer.self_attn, layer.mlp))
+
+
 def _norm(module: Any, x: Tensor) -> Tensor:
     if Adapted in type(module).__bases__ or _watched(module) or module.weight.requires_grad:
         return module(x)
+    if not torch.is_grad_enabled():
+        return F.rms_norm(x, (x.shape[-1],), module.weight, module.variance_epsilon)
     return cast(Tensor, Norm.apply(x, module.weight, module.variance_epsilon))
 
 

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from lora_core.adapted import few_rows
 from lora_core.adapter import rows as per_row
 from lora_core.errors import UserError
+from lora_core.fast import decoder
+
+Ahead = Callable[[Tensor, Tensor], Tensor]  # ids (rows, n) that come next, mask (rows, all so far) -> the next's logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +83,15 @@ def generate(
     generator = torch.Generator(device).manual_seed(seed)
     new: list[list[int]] = [[] for _ in rows]
     live = torch.ones(len(rows), dtype=torch.bool)
-    cache, total, first_s = None, 0, 0.0
+    total, first_s = 0, 0.0
+    ahead: Ahead = decoder(model, len(rows), longest + max_new_tokens) or _Plain(model)
     texts = _Texts(tokenizer, len(rows))
     was = model.training
     model.eval()
     try:
         for n in range(max_new_tokens):
             with torch.no_grad(), per_row(model, names), few_rows(model):
-                position = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-                out = cast(Any, model)(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache,
-                                       use_cache=True, **_last_only(model))  # fmt: skip
-            cache = out.past_key_values
-            token = _pick(out.logits[:, -1].float(), temperature, top_p, generator).cpu()
+                token = _pick(ahead(ids, mask).float(), temperature, top_p, generator).cpu()
             for i, t in enumerate(token.tolist()):
                 if live[i]:
                     total += 1
@@ -128,6 +128,20 @@ class _Texts:
                 self.text[i] += now[len(before) :]
                 self.start[i], self.at[i] = self.at[i], len(ids)
         return list(self.text)
+
+
+class _Plain:
+    """What fast.Decoder does, for any model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.cache = model, None
+
+    def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
+        position = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+        out = cast(Any, self.model)(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=True,
+                                    past_key_values=self.cache, **_last_only(self.model))  # fmt: skip
+        self.cache = out.past_key_values
+        return out.logits[:, -1]
 
 
 def _last_only(model: nn.Module) -> dict[str, Any]:

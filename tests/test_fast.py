@@ -19,6 +19,8 @@ from zoo import CONFIGS, make
 
 import lora_core as lc
 from lora_core import fast
+from lora_core.adapted import few_rows
+from lora_core.layers import few
 from lora_core.objective import CausalLM
 from lora_core.tasks import Row
 
@@ -211,3 +213,39 @@ def test_another_models_dropout_or_window_is_left_to_transformers() -> None:
         setattr(model.config, name, value)
         assert fast.body(model) is None, name
     assert fast.body(make("llama", torch.bfloat16)) is None
+
+
+@pytest.mark.parametrize("name", LIKE)
+@pytest.mark.parametrize("padding", [0, 2])
+@pytest.mark.usefixtures("exact_norms")
+def test_the_decoder_gives_transformers_logits(name: str, padding: int) -> None:
+    model = make(name).eval()
+    model.config.sliding_window = None
+    filled(lc.attach(model, lc.LoraSpec(rank=2), name="a"))
+    ahead = fast.decoder(model, 3, 8)
+    assert ahead is not None
+    ids = torch.randint(0, model.config.vocab_size, (3, 8), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(3, 8, dtype=torch.long)
+    mask[1, :padding] = 0
+    with torch.no_grad(), lc.rows(model, ["a", None, "a"]), few_rows(model):
+        for begin, end in ((0, 4), (4, 5), (5, 7), (7, 8)):
+            mine = ahead(ids[:, begin:end], mask[:, :end])
+            position = (mask[:, :end].cumsum(1) - 1).clamp_min(0)
+            theirs = model(input_ids=ids[:, :end], attention_mask=mask[:, :end], position_ids=position).logits[:, -1]
+            torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.integers(1, 12), out=st.integers(1, 6), bias=st.booleans(), seed=st.integers(0, 99))
+def test_few_rows_are_multiplied_alike(rows: int, out: int, bias: bool, seed: int) -> None:
+    x, W, b = draw(1, rows, 4, seed=seed), draw(out, 4), draw(out) if bias else None
+    torch.testing.assert_close(few(x, W, b), torch.nn.functional.linear(x, W, b), rtol=1e-12, atol=1e-13)
+
+
+def test_few_rows_leaves_no_trace() -> None:
+    model = tiny("llama")
+    lc.attach(model, lc.LoraSpec(rank=2))
+    before = {n: dict(m.__dict__) for n, m in model.named_modules()}
+    with few_rows(model), few_rows(model):
+        pass
+    assert before == {n: dict(m.__dict__) for n, m in model.named_modules()}
