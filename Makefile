@@ -53,7 +53,8 @@ run: $(VENV)/.installed
 # JupyterLab on the notebooks, for this machine alone.
 LAB_PORT ?= 8888
 lab: $(VENV)/.installed-lab models
-	@exec $(BIN)/jupyter lab --ip=127.0.0.1 --port=$(LAB_PORT) --notebook-dir=notebooks $(ARGS)
+	@exec $(BIN)/jupyter lab --ip=127.0.0.1 --port=$(LAB_PORT) --notebook-dir=notebooks \
+	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.news_url=None $(ARGS)
 
 # What the tests run on: the two models that come as packages.
 models: $(VENV)/.installed

@@ -37,8 +37,9 @@ class TrainWidget(Explorer):
     """Trains in a thread, so that the kernel stays free: a live curve, Train, and Stop after the current step.
 
     The adapter is attached when Train is pressed or `start()` called, with the spec's settings; a second Train begins
-    anew. `wait()` blocks until the end, as a notebook that runs from top to bottom needs; interrupting the kernel there
-    stops the training and keeps the adapter. Do not use the model otherwise while it trains.
+    anew. `wait()` blocks until the end, as a notebook that runs from top to bottom needs. Buttons do not reach a kernel
+    that waits, but interrupting it there stops the training and keeps the adapter. Do not use the model otherwise
+    while it trains.
     """
 
     def __init__(self, model: Any, spec: lc.LoraSpec, task: lc.Task | str, config: lc.TrainConfig | None = None, *,
@@ -51,7 +52,7 @@ class TrainWidget(Explorer):
         self.events: list[lc.TrainEvent] = []
         self.error: BaseException | None = None
         self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
+        self._stop, self._ended = threading.Event(), threading.Event()
         self.train = W.Button(description="Train", button_style="primary")
         self.stop = W.Button(description="Stop", disabled=True)
         self.progress = W.IntProgress(min=0, max=self.config.steps, layout=W.Layout(width="40%"))
@@ -63,7 +64,7 @@ class TrainWidget(Explorer):
 
     @property
     def running(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+        return self._thread is not None and not self._ended.is_set()
 
     def start(self) -> TrainWidget:
         """Begin training in a thread; nothing while it trains already."""
@@ -74,6 +75,7 @@ class TrainWidget(Explorer):
         self.adapter = lc.attach(self.model, self.spec, self.name, seed=self.config.seed)
         self.events, self.error = [], None
         self._stop.clear()
+        self._ended.clear()
         self.train.disabled, self.stop.disabled = True, False
         self._thread = threading.Thread(target=self._run, args=(self.adapter,), daemon=True)
         self._thread.start()
@@ -88,8 +90,7 @@ class TrainWidget(Explorer):
         """Block until the training has ended; an interrupt ends it."""
         while self.running:
             try:
-                assert self._thread is not None
-                self._thread.join(0.2)
+                self._ended.wait(0.2)  # a join that is interrupted may take the thread for dead
             except KeyboardInterrupt:
                 self.halt()
         return self.result()
@@ -122,6 +123,7 @@ class TrainWidget(Explorer):
             self.tell(f"<span style='color:#b91c1c'>training failed: {html.escape(str(error))}</span>")
         finally:
             self.train.disabled, self.stop.disabled = False, True
+            self._ended.set()
 
     def _draw(self, event: lc.TrainEvent) -> None:
         self.figure.put(figures.loss([e.to_dict() for e in self.events]))
