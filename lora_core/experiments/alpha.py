@@ -11,7 +11,7 @@ import numpy as np
 from lora_core.experiments.experiment import Experiment, Row
 from lora_core.experiments.lab import Cell
 from lora_core.experiments.training import detach_all, ranks_for, trained
-from lora_core.experiments.verdicts import above, by, every, interval, learnt, pm, unlearnt, verdict
+from lora_core.experiments.verdicts import above, by, interval, learnt, pm, unlearnt, verdict
 from lora_core.spec import LoraSpec
 
 if TYPE_CHECKING:

@@ -29,6 +29,7 @@ class Trained:
     """Trained adapters while they are attached. rows: held out.
 
     figures: {name, or None for the base: loss and accuracy on those rows}
+    seed:   that drew A and the order of the rows
     curves: {name: the mean training loss of every ten steps}
     """
 
@@ -39,6 +40,7 @@ class Trained:
     adapters: dict[str, Adapter]
     figures: dict[str | None, dict[str, float]]
     curves: dict[str, list[float]]
+    seed: int
 
 
 @contextmanager
@@ -79,7 +81,8 @@ def trained(lab: Lab, specs: Mapping[str, LoraSpec], *, seed: int, steps: int, l
             figures = lc.measure(goal, kept, adapters=[None, *specs])
             curves = {n: [sum(v[i : i + EVERY]) / len(v[i : i + EVERY]) for i in range(0, len(v), EVERY)]
                       for n, v in losses.items()}  # fmt: skip
-            yield Trained(model, data, goal, kept, {n: lc.get_adapter(model, n) for n in specs}, figures, curves)
+            yield Trained(model, data, goal, kept, {n: lc.get_adapter(model, n) for n in specs}, figures, curves,
+                          seed)  # fmt: skip
         finally:
             detach_all(model)
 
