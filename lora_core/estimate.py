@@ -15,16 +15,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
-from lora_core import machine
+from lora_core import fast, machine
 from lora_core.budget import STREAM, budget, budget_coefficients
 from lora_core.home import home, read_json, write_json
 from lora_core.spec import LoraSpec
 
 if TYPE_CHECKING:
     from lora_core.objective import Objective
-    from lora_core.tasks import Task
+    from lora_core.tasks import Row, Task
     from lora_core.train import TrainConfig
 
 # Time of a step's operations over that of as many operations in plain matrix products, before this machine has trained.
@@ -37,7 +38,7 @@ SAMPLE = 256  # rows that are tokenised to know how long rows are
 class Estimate:
     """Seconds that a run will take: step_s for a step, eval_s for one measurement of the held-out loss, total_s.
 
-    tokens and labelled are those of an average step; steps and evals how many there are.
+    tokens and labelled are those that an average step computes; steps and evals how many there are.
     """
 
     step_s: float
@@ -58,22 +59,26 @@ def estimate(model: nn.Module, spec: LoraSpec, task: Task, config: TrainConfig, 
 
     objective  None for what a language model is trained on: the rows' pairs, or their completions
     """
-    from lora_core.evaluate import spread
     from lora_core.preference import PASSES, worse
     from lora_core.tasks.encode import encode_many
     from lora_core.train import tokenizer_of
 
-    sample = spread(task.train, SAMPLE)
-    pairs = objective.name == "preference" if objective is not None else any(r.rejected for r in sample)
-    if objective is None:
-        answers = [*sample, *(worse(r) for r in sample if pairs)]
-        items = encode_many(tokenizer or tokenizer_of(model), answers, task.template, config.max_tokens)
-    else:
-        items = objective.encode(sample)
-        items = [t for e in items for t in (e.chosen, e.rejected)] if pairs else items
-    tokens, labelled = _mean(items, len(sample))
-    rows = config.batch_size * config.accumulate
-    load = {"tokens": round(rows * tokens), "labelled": round(rows * labelled)}
+    shared = fast.looks_like_llama(model) and (objective is None or objective.name in ("lm", "preference"))
+    batches = _sample(task.train, config, shared)
+    pairs = objective.name == "preference" if objective is not None else any(r.rejected for b in batches for r in b)
+    tokens = labelled = 0
+    for sample in batches:
+        if objective is None:
+            answers = [*sample, *(worse(r) for r in sample if pairs)]
+            items: Sequence[Any] = encode_many(tokenizer or tokenizer_of(model), answers, task.template,
+                                               config.max_tokens)  # fmt: skip
+        else:
+            items = objective.encode(sample)
+            items = [t for e in items for t in (e.chosen, e.rejected)] if pairs else items
+        tokens += fast.beginnings([e.ids[:-1] for e in items]) if shared else sum(map(len, items))
+        labelled += sum(len(e) - getattr(e, "start", len(e) - 1) for e in items)  # a text to classify has one label
+    rows, known = config.batch_size * config.accumulate, sum(map(len, batches))
+    load = {"tokens": round(rows * tokens / max(1, known)), "labelled": round(rows * labelled / max(1, known))}
     passes = PASSES if pairs else 1.0
     step_s = passes * seconds_per_step(model, spec, **load)
     held = min(len(task.test), config.eval_rows)
@@ -81,13 +86,17 @@ def estimate(model: nn.Module, spec: LoraSpec, task: Task, config: TrainConfig, 
     eval_s = passes * 0.45 * budget(model, spec, **load).step_flops * seconds_per_flop(model) * held / rows
     evals = len(config.eval_steps) + 1 if held else 0
     return Estimate(step_s=step_s, eval_s=eval_s, total_s=config.steps * step_s + evals * eval_s, steps=config.steps,
-                    evals=evals, tokens=round(rows * tokens), labelled=round(rows * labelled))  # fmt: skip
+                    evals=evals, **load)
 
 
-def _mean(items: Sequence[Any], rows: int) -> tuple[float, float]:
-    """(tokens, labelled) of a row; a text to classify has one label."""
-    labelled = sum(len(e) - getattr(e, "start", len(e) - 1) for e in items)
-    return sum(map(len, items)) / max(1, rows), labelled / max(1, rows)
+def _sample(rows: Sequence[Row], config: TrainConfig, shared: bool) -> list[list[Row]]:
+    """Batches as training has them, of about SAMPLE rows in all, put together by the letters of the rows."""
+    from lora_core.objective import bucketed
+
+    alike = [(r.prompt, r.messages[:-1]) for r in rows] if shared else None
+    order = bucketed([len(r.prompt) + len(r.completion) for r in rows], config.batch_size,
+                     torch.Generator().manual_seed(config.seed), alike=alike)  # fmt: skip
+    return [[rows[i] for i in b] for b in order[: max(1, SAMPLE // config.batch_size)]]
 
 
 def seconds_per_step(model: nn.Module, spec: LoraSpec, *, tokens: int, labelled: int | None = None) -> float:

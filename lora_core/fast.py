@@ -12,7 +12,7 @@ that (other families, hooks, gradient checkpointing, dropout in attention) is le
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -208,6 +208,21 @@ def tree_of(ids: Tensor, at: Tensor, parts: int = 1) -> Tree | None:
     if len(sizes) > 1:
         return None
     return Tree(torch.tensor(first, device=ids.device), torch.tensor(of, device=ids.device))
+
+
+def beginnings(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens are computed for rows of tokens that go through the body together."""
+    nodes: dict[tuple[int, int], int] = {}
+    for row in rows:
+        node = -1
+        for token in row:
+            node = nodes.setdefault((node, token), len(nodes))
+    return len(nodes)
+
+
+def looks_like_llama(model: nn.Module) -> bool:
+    """Whether `body` may know it; without the probe, which takes a forward pass."""
+    return _base(model) is not None
 
 
 def loss_of(head: nn.Module, h: Tensor, targets: Tensor) -> Tensor | None:

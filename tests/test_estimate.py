@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from tokenizer_fixture import tiny_tokenizer
 
 import lora_core as lc
 from lora_core import estimate as est
+from lora_core import fast
+from lora_core.objective import CausalLM, batches_of
+from lora_core.tasks import Row
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +48,28 @@ def test_a_run_is_steps_and_measurements() -> None:
     )
     assert 1.1 * e.step_s < double.step_s < 2 * e.step_s and double.eval_s == pytest.approx(e.eval_s, rel=0.01)
     assert est.estimate(model, lc.LoraSpec(), task, lc.TrainConfig(eval_rows=0), tiny_tokenizer()).evals == 0
+
+
+def test_what_rows_share_is_counted_once() -> None:
+    """As many tokens as training computes, for a model that shares beginnings and for one that does not."""
+    rows = tuple(Row("name : The Punter | food : " + "fish" * (i // 6), "a place " + "by the river " * (i % 6) + "x")
+                 for i in range(48))  # fmt: skip
+    task = dataclasses.replace(lc.load_task("pirate", train=1, test=1), train=rows, test=())
+    config = lc.TrainConfig(steps=2, batch_size=8)
+    for kind in ("llama", "gpt2"):
+        model = tiny(kind)
+        objective = CausalLM(model, tiny_tokenizer(), task.template)
+        order, items = batches_of(objective, objective.encode(rows), 8, 0), objective.encode(rows)
+        counts = []
+        for _ in range(5):
+            batch = objective.batch([items[i] for i in next(order)])
+            at = (batch.labels[:, 1:].reshape(-1) != -100).nonzero().squeeze(1)
+            tree = fast.tree_of(batch.ids[:, :-1], at)
+            assert tree is not None
+            counts.append(len(tree.first) if kind == "llama" else batch.tokens)
+        e = est.estimate(model, lc.LoraSpec(rank=4), task, config, tiny_tokenizer())
+        assert e.tokens == pytest.approx(sum(counts) / 5, rel=0.15)
+        assert e.tokens < 0.8 * batch.tokens or kind == "gpt2"
 
 
 def test_it_learns_from_what_came_and_keeps_it_by_dtype(home: Path) -> None:

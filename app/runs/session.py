@@ -115,7 +115,7 @@ class _Training:
 
     def train(self, stop: Stop) -> Iterator[dict[str, Any]]:
         import lora_core as lc
-        from lora_core.estimate import learn
+        from lora_core.estimate import estimate, learn
         from lora_core.preference import PASSES
 
         more: dict[str, Any] = {"tokenizer": self.tokenizer, "stop": stop, "checkpoint": self.checkpoint}
@@ -125,7 +125,9 @@ class _Training:
             first = first or event
             yield event.to_dict()
             if event.kind == "end":  # what this run took makes the next estimate better
-                learn(self.model, self.adapter.spec, steps=event.step - first.step, tokens=event.tokens - first.tokens,
+                spec, steps = self.adapter.spec, event.step - first.step
+                each = estimate(self.model, spec, self.task, self.config, self.tokenizer, self.objective).tokens
+                learn(self.model, spec, steps=steps, tokens=steps * each,
                       train_s=(event.train_s - first.train_s) / passes)  # fmt: skip
 
     def save(self, folder: Path, info: Mapping[str, Any]) -> None:
