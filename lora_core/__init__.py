@@ -27,6 +27,7 @@ _HOME = {
     "lora_core.selection": ("listing", "select"),
     "lora_core.adapter": ("Adapter", "attach", "load_adapter", "rows", "switch"),
     "lora_core.registry": ("get_adapter",),
+    "lora_core.methods": ("method_spec", "size_for"),
     "lora_core.combine": ("combine", "drift", "subtract_add"),
     "lora_core.delta": ("Delta",),
     "lora_core.budget": ("Budget", "budget", "budget_coefficients"),
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from lora_core.frames import to_frame
     from lora_core.generate import Generation, generate
     from lora_core.home import home
+    from lora_core.methods import method_spec, size_for
     from lora_core.models import load_model, registry
     from lora_core.objective import CausalLM, Objective
     from lora_core.preference import Preference

@@ -363,3 +363,21 @@ def test_what_cannot_be_is_told() -> None:
     ):
         with pytest.raises(lc.UserError, match=words):
             call()
+
+
+# ---- on the command line ---------------------------------------------------------------------------------------------
+def test_the_command_line_knows_them_by_name_and_size() -> None:
+    from app.commands.options import spec_of
+    from app.runs.run import RunRequest, describe
+
+    def of(**more: Any) -> lc.LoraSpec:
+        return spec_of("q,v", 8, 16.0, "all", "alpha/r", "gaussian", 0.0, **more)
+
+    assert of(method="bottleneck:12") == method_spec("bottleneck", 12) and of(method="full") == method_spec("full")
+    assert of(bottleneck=3, prefix=2) == lc.LoraSpec(bottleneck=3, prefix=2)
+    with pytest.raises(lc.UserError, match="as in bottleneck:16"):
+        of(method="bottleneck:x")
+    said = {n: describe(RunRequest(model="m", task="sentiment", spec=method_spec(n).to_dict())) for n in METHODS}
+    assert said == {
+        "full": "all in full", "last-layer": "top1 in full", "bitfit": "bias", "bottleneck": "bottleneck 16",
+        "prefix": "prefix 8", "lora": "q v · r 8", "lora-prefix": "q v · r 4 · prefix 4"}  # fmt: skip

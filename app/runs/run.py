@@ -166,13 +166,17 @@ LABELS = {
     **{"clip": "clipping", "accumulate": "accumulation", "seed": "seed", "max_tokens": "longest row"},
     **{"dtype": "number format", "device": "device", "objective": "objective", "beta": "β"},
     **{"dora": "DoRA", "mask": "mask", "full": "trained in full"},
+    **{"bottleneck": "adapter layers", "prefix": "prefix"},
 }
 
 
 def describe(run: Run | RunRequest) -> str:
     """The adapter's settings in a short phrase: "q v · r 8", and what else is not as usual."""
     spec = (run.request if isinstance(run, Run) else run).spec
-    parts = [_words("targets", spec["targets"]), f"r {spec['rank']}"]
+    parts = [_words("targets", spec["targets"])] if spec["targets"] else []
+    parts += [f"r {spec['rank']}"] if set(spec["targets"]) - {"norm", "bias"} else []
+    parts += [f"{name} {spec[name]}" for name in ("bottleneck", "prefix") if spec[name]]
+    parts += [f"{_words('full', spec['full'])} in full"] if spec["full"] and not spec["targets"] else []
     if spec["layers"] != "all":
         parts.append(f"layers {_words('layers', spec['layers'])}")
     if spec["scaling"] != "alpha/r":

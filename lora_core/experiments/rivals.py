@@ -78,8 +78,9 @@ def _train(lab: Lab, rivals: Mapping[str, Rival], seed: int, lr: float, steps: i
     groups += [{n: r.spec} for n, r in rivals.items() if r.alone]
     first, last = part
     for group in groups:
-        lab.at(first + (last - first) * len(rows) / len(rivals))
-        with trained(lab, group, seed=seed, steps=steps, lr=lr, share=0.0) as t:
+        start = first + (last - first) * len(rows) / len(rivals)
+        share = (last - first) * len(group) / len(rivals)
+        with trained(lab, group, seed=seed, steps=steps, lr=lr, share=share, start=start) as t:
             for n in group:
                 a = t.adapters[n]
                 head = 0 if rivals[n].alone else sum(p.numel() for k, p in a.copies.items() if k in _head(t.model))

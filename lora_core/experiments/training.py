@@ -45,14 +45,15 @@ class Trained:
 
 @contextmanager
 def trained(lab: Lab, specs: Mapping[str, LoraSpec], *, seed: int, steps: int, lr: float, batch: int = BATCH,
-            task: str = "sentiment", rows: int = 600, share: float = 1.0, held: int | None = None,
+            task: str = "sentiment", rows: int = 600, share: float = 1.0, start: float = 0.0, held: int | None = None,
             longest: int | None = None) -> Iterator[Trained]:  # fmt: skip
     """Train the specs together on a built-in task; the adapters are detached when the block is left.
 
     The sentiment task runs on the encoder, with a head that has been fitted before (`warm_head`) and that each spec
     trains too; all others on the writer. The rows are the same for every seed, which draws A and the order of the rows.
-    share: how much of the present cell this is; held: how many held-out rows are measured, 256 texts (128 in the quick
-    version) or 32 completions unless told; longest: rows of more tokens are left out, of reviews those of more than 15.
+    share: how much of the present cell this is, from `start` on; held: how many held-out rows are measured, 256 texts
+    (128 in the quick version) or 32 completions unless told; longest: rows of more tokens are left out, of reviews
+    those of more than 15.
     """
     import lora_core as lc
     from lora_core.classification import drawn_modules
@@ -77,7 +78,7 @@ def trained(lab: Lab, specs: Mapping[str, LoraSpec], *, seed: int, steps: int, l
             for i, e in enumerate(lc.sweep(model, specs, data, config, objective=goal, tokenizer=tokenizer)):
                 if e.event.kind == "step":
                     losses[e.name].append(e.event.loss or 0.0)
-                    lab.at(min(1.0, i / total) * share * 0.9)
+                    lab.at(start + min(1.0, i / total) * share * 0.9)
             figures = lc.measure(goal, kept, adapters=[None, *specs])
             curves = {n: [sum(v[i : i + EVERY]) / len(v[i : i + EVERY]) for i in range(0, len(v), EVERY)]
                       for n, v in losses.items()}  # fmt: skip
