@@ -22,8 +22,8 @@ from lora_core.home import home_path, read_json, write_text, writing
 __all__ = ["Cell", "Experiment", "Lab", "Progress", "Result", "Stopped", "experiments", "find_experiment",
            "result_here", "results_here", "run_experiment", "stored_result"]  # fmt: skip
 
-NAMES = ("storage", "switch", "w-rank", "rank", "which", "subspace", "amplify", "truncate", "alpha", "latency",
-         "objective", "methods", "generalises")  # fmt: skip
+NAMES = ("storage", "switch", "w-rank", "rank", "which", "choose", "subspace", "amplify", "truncate", "forget", "alpha",
+         "latency", "latency", "objective", "methods", "generalises")  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 LARGEST = 8 << 20  # bytes of a result's file
 
