@@ -14,7 +14,7 @@ import numpy as np
 from lora_core.experiments.experiment import Experiment, Row
 from lora_core.experiments.lab import Cell
 from lora_core.experiments.training import ranks_for, trained
-from lora_core.experiments.verdicts import above, by, every, learnt, paired, per_seed, pm, unlearnt, verdict
+from lora_core.experiments.verdicts import above, by, every, interval, learnt, paired, per_seed, pm, unlearnt, verdict
 from lora_core.spec import LoraSpec
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TARGETS, RANKS = ("q", "v"), (8, 64)
 APART = 1000  # seeds of adapters that are compared differ by this
+SHORT = (" The runs are short and see their rows in other orders, so that much of A is still what was drawn; and the"
+         " head shares the work.")  # fmt: skip
 AT = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -87,12 +89,16 @@ def judge(rows: Sequence[Row]) -> tuple[str, str]:
     r1, r2 = by(rows, of="A", pair="ranks")[0]["ranks"]
     wide = per_seed(rows, "small", of="A", pair="ranks")
     analytic = max(r1, r2) / rows[0]["in"]
+    each = {(t, k): per_seed(rows, "top", of="A", pair="ranks", target=t, layer=k).values()
+            for t, k in dict.fromkeys((r["target"], r["layer"]) for r in rows)}  # fmt: skip
+    (t, k), peak = max(each.items(), key=lambda e: interval(e[1])[0])
     return verdict([shared, more]), (
-        f"The top direction of A at rank {r1} and at rank {r2} is shared to φ(1, 1) = {pm(top['A', 'ranks'].values())}"
-        f" (v alone {pm(per_seed(rows, 'top', of='A', pair='ranks', target='v').values())}), between two seeds of rank"
-        f" {r2} to {pm(top['A', 'seeds'].values())}; Gaussian matrices give {pm(control.values())}. All {r1} directions"
-        f" lie in the {r2} to φ = {pm(wide.values())}, where chance gives {analytic:.3f}. Read from ΔW instead of A,"
-        f" φ(1, 1) is {pm(top['ΔW', 'ranks'].values())} and {pm(top['ΔW', 'seeds'].values())}."
+        f"The top directions of A at rank {r1} and at rank {r2} are the same to φ = {pm(top['A', 'ranks'].values())}"
+        f" (1: the same, 0: at right angles; the mean over matrices, most in {t} of layer {k + 1}: {pm(peak, 2)}); those"
+        f" of two seeds of rank {r2} to {pm(top['A', 'seeds'].values())}, of Gaussian matrices to"
+        f" {pm(control.values())}. All {r1} directions lie in the {r2} to φ = {pm(wide.values())}, where chance gives"
+        f" {analytic:.3f}. Read from ΔW instead of A the first two are {pm(top['ΔW', 'ranks'].values())} and"
+        f" {pm(top['ΔW', 'seeds'].values())}.{'' if shared else SHORT}"
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from lora_core.experiments.experiment import Experiment, Row
 from lora_core.experiments.lab import Cell
 from lora_core.experiments.nulls import gaussian_ninety
-from lora_core.experiments.training import ranks_for, trained
+from lora_core.experiments.training import ranks_for, short, trained
 from lora_core.experiments.verdicts import above, by, pm, verdict
 from lora_core.spec import LoraSpec
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lora_core.experiments.lab import Lab
 
 SHARES = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)  # of min(out, in) directions of every matrix
+LONGEST = 45  # tokens of a row, for time's sake
 BLOCKS, KEEP = 3, 0.95  # disjoint parts of the held-out rows; "keeps": this much of what the whole matrices gain
 ATTENTION, MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
 
@@ -68,8 +69,10 @@ def _blocks(lab: Lab) -> tuple[Any, list[Any]]:
     import lora_core as lc
 
     model, tokenizer = lab.writer()
-    task = lc.load_task("restaurant", train=1, test=lab.choose(18, 96))
-    return lc.CausalLM(model, tokenizer, task.template), [task.test[i::BLOCKS] for i in range(BLOCKS)]
+    task = lc.load_task("restaurant", train=1, test=lab.choose(90, 240))
+    goal = lc.CausalLM(model, tokenizer, task.template)
+    rows = short(goal, task.test, LONGEST)[: lab.choose(18, 48)]
+    return goal, [rows[i::BLOCKS] for i in range(BLOCKS)]
 
 
 def _cut(lab: Lab, share: float) -> list[Row]:
@@ -104,8 +107,8 @@ def _delta(lab: Lab, seed: int) -> list[Row]:
     targets = tuple(dict.fromkeys(s.target for s, *_ in _svds(lab).values()))
     rank = ranks_for(model, targets, (8,))[0]
     spec = LoraSpec(targets=targets, rank=rank, alpha=16)
-    with trained(lab, {"delta": spec}, seed=seed, steps=lab.steps(16, 60), lr=2e-3, batch=lab.choose(2, 4),
-                 task="restaurant", share=0.8, held=1) as t:  # fmt: skip
+    with trained(lab, {"delta": spec}, seed=seed, steps=lab.steps(16, 30), lr=2e-3, batch=lab.choose(2, 4),
+                 task="restaurant", share=0.8, held=1, longest=LONGEST) as t:  # fmt: skip
         cuts = lc.measure_cuts(t.adapters["delta"], lambda a: goal, [r for block in blocks for r in block])
     full = float(np.mean([len(S) for _, _, S, _ in _svds(lab).values()]))
     return [{"kind": "delta", "seed": seed, "rank": k, "share": k / full, "loss": v["loss"]}
