@@ -20,7 +20,7 @@ help:
 	@echo "make coverage  the library's tests, and which of its lines they do not reach"
 	@echo "make lint      ruff and pyright"
 	@echo "make bench     measurements beside other tools, one JSON line each (ONLY="spectra training")"
-	@echo "make docs      docs/api.md from the docstrings"
+	@echo "make docs      docs/api.md from the docstrings, docs/read_the_paper.md from the results"
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "LoRA Lab needs Python 3.11 or newer; none was found (make PYTHON=/path/to/python)"; exit 1; }
@@ -88,3 +88,4 @@ lint: dev
 
 docs: dev
 	$(BIN)/python scripts/api_page.py
+	$(BIN)/python scripts/paper_page.py
