@@ -94,7 +94,7 @@ def judge(rows: Sequence[Row]) -> tuple[str, str]:
     (t, k), peak = max(each.items(), key=lambda e: interval(e[1])[0])
     return verdict([shared, more]), (
         f"The top directions of A at rank {r1} and at rank {r2} are the same to φ = {pm(top['A', 'ranks'].values())}"
-        f" (1: the same, 0: at right angles; the mean over matrices, most in {t} of layer {k + 1}: {pm(peak, 2)}); those"
+        f" (1: the same, 0: at right angles; mean over matrices, most in {t} of layer {k + 1}: {pm(peak, 2)}); those"
         f" of two seeds of rank {r2} to {pm(top['A', 'seeds'].values())}, of Gaussian matrices to"
         f" {pm(control.values())}. All {r1} directions lie in the {r2} to φ = {pm(wide.values())}, where chance gives"
         f" {analytic:.3f}. Read from ΔW instead of A the first two are {pm(top['ΔW', 'ranks'].values())} and"
