@@ -1,4 +1,4 @@
-"""A worker whose experiment measures nothing: `python -m tests.experiment_kit HOME NAME [--quick]`, for the page's tests.
+"""A worker whose experiment measures nothing, for tests: `python -m tests.experiment_kit HOME NAME [--quick]`.
 
 It is the worker of the page with another `run`: cells that wait, of rows like those of the real one. How long a cell
 waits is EXPERIMENT_CELL_S; what was made is appended to HOME/made.txt.

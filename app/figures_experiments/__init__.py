@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from app.figures import Figure
-from app.figures_experiments import costs, learning, matrices
+from app.figures_experiments import costs, learning, matrices, rivals
 from app.figures_experiments.panels import OURS, Panel, Paper, axis, build, categories, dots, plus_minus, unique, values
 from lora_core.experiments import Result, find_experiment
 from lora_core.experiments.experiment import Row
@@ -23,9 +23,10 @@ DRAWN: dict[str, Drawing] = {
     "storage": costs.storage, "switch": costs.switch, "latency": costs.latency,
     "rank": learning.rank, "which": learning.which, "alpha": learning.alpha, "objective": learning.objective,
     "w-rank": matrices.w_rank, "subspace": matrices.subspace, "amplify": matrices.amplify,
-    "truncate": matrices.truncate,
+    "truncate": matrices.truncate, "methods": rivals.methods, "generalises": rivals.generalises,
+    "choose": rivals.choose, "forget": rivals.forget,
 }  # fmt: skip
-OTHER_ROWS = (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError)  # what rows of another version lead to
+OTHER_ROWS = (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError, StopIteration)
 
 
 def figure(result: Result) -> Figure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from app.figures import BASE, WARM_FILL, Figure
+from app.figures import BASE, EDGE, WARM_FILL, Figure
 from app.figures_experiments.panels import (
     CONTROL,
     FOURTH,
@@ -20,8 +20,10 @@ from app.figures_experiments.panels import (
     categories,
     curve,
     dots,
+    level,
     log_axis,
     mark,
+    note,
     number,
     plus_minus,
     scores,  # fmt: skip
@@ -34,13 +36,14 @@ from lora_core.experiments.verdicts import by, interval, paired, per_seed
 
 
 def rank(rows: Sequence[Row], paper: Paper) -> Figure:
-    easy, hard = by(rows, task="sentiment"), by(rows, task="new-language")
+    easy, hard = by(rows, task="sentiment"), [r for r in by(rows, task="new-language") if r["rank"] > 0]
+    full = by(rows, task="new-language", rank=0)  # full fine-tuning of the same matrices
     points = [(r, [100 * v for v in vs]) for r, vs in seeds_at(easy, "accuracy", "rank")]
     theirs = scores(paper, len(paper["rank"]))
     data = []
     for (name, (ys, pm)), style in zip(theirs.items(), (PAPER, PAPER2)):
         data += curve([(r, [y]) for r, y in zip(paper["rank"], ys)], f"{name}, the paper", style, unit=f" ± {pm:g} %")
-    ranks = sorted({*unique(rows, "rank")})
+    ranks = sorted({*unique(easy, "rank")})
     panels = [Panel(
         title="easy: accuracy over r (%)", data=[*data, *curve(points, "sentiment", what="accuracy", unit=" %")],
         x=log_axis("rank r", ticks=ranks),
@@ -50,7 +53,9 @@ def rank(rows: Sequence[Row], paper: Paper) -> Figure:
         losses = seeds_at(hard, "loss", "rank")
         panels.append(Panel(title="a new language: loss over r", data=curve(losses, "new language", SECOND),
                             x=log_axis("rank r", ticks=sorted(unique(hard, "rank"))),
-                            y=axis("held-out loss (nats a token)", values(losses))))  # fmt: skip
+                            y=axis("held-out loss (nats a token)", [*values(losses), *([r["loss"]] for r in full)]),
+                            lines=[level(r["loss"], EDGE) for r in full],
+                            labels=[note(max(r["loss"] for r in full), "full")] if full else ()))  # fmt: skip
     used = seeds_at(easy, "stable_rank", "rank")
     panels.append(Panel(
         title="directions that are used", x=log_axis("rank r", ticks=ranks), y=log_axis(
@@ -58,9 +63,10 @@ def rank(rows: Sequence[Row], paper: Paper) -> Figure:
         data=[*curve([(r, [float(r)]) for r in (1, ranks[-1])], "all of r", CONTROL),
               *curve(used, "stable rank", FOURTH, log=True)]))  # fmt: skip
     table = [["task", "rank", "loss", "accuracy", "stable rank"],
-             *([t, str(r), plus_minus(per_seed(rows, "loss", task=t, rank=r).values()),
+             *([t, str(r) if r else "full", plus_minus(per_seed(rows, "loss", task=t, rank=r).values()),
                 plus_minus([100 * v for v in per_seed(rows, "accuracy", task=t, rank=r).values()], " %")
-                if t == "sentiment" else "", plus_minus(per_seed(rows, "stable_rank", task=t, rank=r).values())]
+                if t == "sentiment" else "",
+                plus_minus(per_seed(rows, "stable_rank", task=t, rank=r).values()) if r else ""]
                for t in unique(rows, "task") for r in sorted(unique(by(rows, task=t), "rank")))]  # fmt: skip
     say = "A flat line means that more rank buys nothing; a line that climbs (or a loss that falls) that it does."
     return build("Quality over rank", say, panels, table)

@@ -141,10 +141,12 @@ def amplify(rows: Sequence[Row], paper: Paper) -> Figure:
 
 def truncate(rows: Sequence[Row], paper: Paper) -> Figure:
     series = (("cut", "r = 64, cut to k", OURS), ("trained", "trained at k", SECOND),
-              ("full cut", "full ΔW, cut to k", THIRD))  # fmt: skip
+              ("full cut", "full ΔW, cut to k", THIRD), ("cut, weighted", "the same, weighted by inputs", FOURTH),
+              ("full cut, weighted", "full, weighted", CONTROL))  # fmt: skip
     data, groups, base = [], [], per_seed(rows, "loss", kind="cut", k=0)
     top = max(r["k"] for r in by(rows, kind="cut"))
-    for (kind, name, style), aside in zip(series, (0.95, 1.0, 1.05)):
+    series = [x for x in series if by(rows, kind=x[0])]
+    for (kind, name, style), aside in zip(series, (0.94, 1.0, 1.06, 0.97, 1.03)):
         points = [(k, v) for k, v in seeds_at(rows, "loss", "k", kind=kind) if k > 0]
         groups += values(points)
         data += curve(points, name.replace("64", str(top)), style, unit=" nats", dodge=aside)
