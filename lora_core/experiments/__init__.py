@@ -23,7 +23,7 @@ __all__ = ["Cell", "Experiment", "Lab", "Progress", "Result", "Stopped", "experi
            "result_here", "results_here", "run_experiment", "stored_result"]  # fmt: skip
 
 NAMES = ("storage", "switch", "w-rank", "rank", "which", "choose", "subspace", "amplify", "truncate", "forget", "alpha",
-         "latency", "latency", "objective", "methods", "generalises")  # fmt: skip
+         "latency", "objective", "methods", "generalises")  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 LARGEST = 8 << 20  # bytes of a result's file
 
