@@ -97,8 +97,13 @@ def run(
 
 
 def _answer(e: Experiment, r: Result, json: bool) -> Answer:
+    from app.figures_experiments import figure
+
     chip = r.machine.get("chip", "")
+    meta = figure(r)["layout"]["meta"]
+    numbers = f"{table(meta['table'])}\n\n" if meta["table"] else ""
+    on = f"{chip}, {r.made}" if r.made else chip
     text = (f"{e.question}\n\nThe paper (section {e.section}): {e.claim}\n\n{r.verdict}{' (quick)' if r.quick else ''}:"
-            f" {r.sentence}\n\n{r.model}, seeds {', '.join(map(str, r.seeds))}, {duration(r.seconds)} on {chip};"
+            f" {r.sentence}\n\n{numbers}{r.model}, seeds {', '.join(map(str, r.seeds))}, {duration(r.seconds)} on {on};"
             f" {len(r.rows)} measurements, with --json\n{r.command}")  # fmt: skip
     return Answer(value={**e.to_dict(), **r.to_dict()}, text=text, json=json)
