@@ -28,7 +28,7 @@ NAMES = {"bottleneck": "with adapter layers", "prefix": "with a prefix"}
 def run(lab: Lab) -> list[Row]:
     """They take turns, so that whatever else the machine does hits all of them alike."""
     shapes = lab.choose(((1, 32), (16, 32)), ((1, 32), (1, 128), (16, 64), (32, 128)))
-    repeats = lab.steps(12, 30)
+    repeats = lab.steps(12, 20)
     cells = [Cell(f"{b}×{n}", lambda b=b, n=n: _measure(lab, b, n, repeats), b * n + 64) for b, n in shapes]
     return [row for rows in lab.run(cells).values() for row in rows]
 
