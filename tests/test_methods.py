@@ -251,7 +251,7 @@ def test_rows_of_one_batch_have_methods_of_their_own(family: str, eager: bool) -
         filled(lc.attach(model, spec_of(name), name))
     ids = inputs(model)["input_ids"]
     mask = torch.ones_like(ids)
-    mask[0, :3] = 0
+    mask[0, -3:] = 0
     names = ["prefix", None, "lora-prefix", "bottleneck", "prefix", None]
 
     def run(i: slice) -> torch.Tensor:
@@ -264,7 +264,7 @@ def test_rows_of_one_batch_have_methods_of_their_own(family: str, eager: bool) -
             together = run(slice(None))
         for i, n in enumerate(each):
             lc.switch(model, None, n)
-            alone, real = run(slice(i, i + 1))[0], slice(3 if i % 3 == 0 and family != "bert" else 0, None)
+            alone, real = run(slice(i, i + 1))[0], slice(-3 if i % 3 == 0 and family != "bert" else None)
             close = 1e-7 if eager else 1e-10  # some take their softmax in float32
             assert torch.allclose(together[i][real], alone[real], atol=close), (i, n)
 
