@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ def curves(lines: Mapping[str, Line], x: str, y: str, *, logx: bool = False, log
         xs, ys, half = list(line[0]), list(line[1]), list(line[2]) if len(line) > 2 else None
         colour = GREY if name in grey else next(colours)
         data.append(
-            {"type": "scatter", "mode": "lines+markers" if dots else "lines", "x": xs, "y": ys, "name": plain(name),
+            {"type": "scatter", "mode": "lines+markers" if dots else "lines", "x": xs, "y": ys, "name": shown(name),
              "line": {"color": colour, "width": 2 if name not in grey else 1.5,
                       "dash": "dot" if name in grey else "solid"},
              "marker": {"color": colour, "size": 8},
@@ -41,10 +42,10 @@ def curves(lines: Mapping[str, Line], x: str, y: str, *, logx: bool = False, log
         shapes.append({"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value,
                        "line": {"color": MUTED, "width": 1.5, "dash": "dash"}})  # fmt: skip
         notes.append({"xref": "paper", "x": 1, "xanchor": "right", "y": value, "yanchor": "bottom", "showarrow": False,
-                      "text": plain(words), "font": {"size": 14, "color": MUTED}})  # fmt: skip
+                      "text": shown(words), "font": {"size": 14, "color": MUTED}})  # fmt: skip
     layout = _layout(x, y, legend=len(lines) > 1)
     layout["xaxis"] |= {"type": "log" if logx else "linear", **few}
-    layout["yaxis"] |= {"type": "log" if logy else "linear"}
+    layout["yaxis"] |= {"type": "log", "dtick": 1 if _decades(lines) > 1.5 else "D2"} if logy else {}
     return {"data": data, "layout": layout | {"shapes": shapes, "annotations": notes}}
 
 
@@ -53,7 +54,7 @@ def bars(groups: Mapping[str, Mapping[str, float]], y: str, *, x: str = "", stac
     """{series: {bar: value}}, side by side or stacked."""
     colours = ("#475569", WARM_FILL, "#94a3b8", "#6d28d9", "#0f766e") if len(groups) > 1 else (WARM_FILL,)
     data = [
-        {"type": "bar", "name": plain(name), "x": list(values), "y": list(values.values()),
+        {"type": "bar", "name": shown(name), "x": list(values), "y": list(values.values()),
          "marker": {"color": colours[i % len(colours)]},
          "hovertemplate": f"{plain(name)}, %{{x}}<br>%{{y:.4g}}<extra></extra>"}
         for i, (name, values) in enumerate(groups.items())
@@ -97,10 +98,21 @@ def matrices(named: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
         layout[f"xaxis{axis}"] = {"domain": at, "visible": False}
         layout[f"yaxis{axis}"] = {"visible": False, "autorange": "reversed", "scaleanchor": f"x{axis}",
                                   "anchor": f"x{axis}"}  # fmt: skip
-        layout["annotations"].append({"text": plain(name), "xref": "paper", "yref": "paper", "x": sum(at) / 2, "y": 1,
+        layout["annotations"].append({"text": shown(name), "xref": "paper", "yref": "paper", "x": sum(at) / 2, "y": 1,
                                       "yanchor": "bottom", "showarrow": False,
                                       "font": {"size": 15, "color": INK}})  # fmt: skip
     return {"data": data, "layout": layout}
+
+
+def shown(text: str) -> str:
+    """A name where Plotly reads HTML but no placeholders: legends and annotations."""
+    return plain(text).replace("%%", "%")
+
+
+def _decades(lines: Mapping[str, Line]) -> float:
+    """How many powers of ten the values span."""
+    values = [float(v) for line in lines.values() for v in line[1] if v > 0]  # NaN is not above 0
+    return math.log10(max(values) / min(values)) if values else 0.0
 
 
 def _layout(x: str, y: str, *, legend: bool) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import ipywidgets as W
 import plotly.graph_objects as go
-from IPython.display import Markdown, display
+from IPython.display import HTML, Markdown, display
 
 from app.figures import Figure
 from app.figures_experiments import figure as drawn
@@ -28,13 +28,15 @@ def titled(figure: Figure, title: str = "", height: int = 380) -> Figure:
         margin["t"] += 34
         if layout.get("legend", {}).get("yref") == "container":
             layout["legend"] = {**layout["legend"], "y": 1 - 36 / height}
+            names = {t.get("name") or "" for t in figure["data"] if t.get("showlegend", True)}
+            margin["t"] += 24 * (sum(len(n) + 6 for n in names) // 100)  # what does not fit into one line
     return {"data": figure["data"], "layout": layout | {"margin": margin, "height": height, "paper_bgcolor": "#ffffff"}}
 
 
 def show(figure: Figure, title: str, see: str, *, height: int = 380) -> None:
     """Display a figure of app.figures or app.charts with its title, and below it one sentence: what to see."""
     display(go.Figure(titled(figure, title, height)))
-    display(Markdown(f"*{see}*"))
+    display(HTML(f"<p><em>{html.escape(see)}</em></p>"))
 
 
 class Guess(W.VBox):
@@ -105,7 +107,19 @@ class Question(Guess):
         if found is not None:
             figure = drawn(found)
             layout, meta = figure["layout"], figure["layout"]["meta"]
-            show(figure, layout.pop("title")["text"], meta["say"], height=max(400, 320 * meta["rows"]))
+            height = max(400, 300 * meta["rows"])
+            _closer(layout, meta["rows"], 90 / height)
+            show(figure, layout.pop("title")["text"], meta["say"], height=height)
+
+
+def _closer(layout: dict[str, Any], rows: int, gap: float) -> None:
+    """Rows of panels with this share of the height between them, enough for their titles and ticks."""
+    axes = [a for n, a in layout.items() if n.startswith("yaxis")]
+    tops = sorted({a["domain"][1] for a in axes}, reverse=True)
+    high = (1 - gap * (rows - 1)) / rows
+    for a in axes if rows > 1 else ():
+        top = 1 - tops.index(a["domain"][1]) * (high + gap)
+        a["domain"] = [max(0.0, top - high), top]
 
 
 def rows_of(name: str, **where: Any) -> list[dict[str, Any]]:
