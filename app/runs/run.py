@@ -172,7 +172,10 @@ LABELS = {
 
 def describe(run: Run | RunRequest) -> str:
     """The adapter's settings in a short phrase: "q v · r 8", and what else is not as usual."""
-    spec = (run.request if isinstance(run, Run) else run).spec
+    from lora_core.spec import LoraSpec
+
+    given = (run.request if isinstance(run, Run) else run).spec
+    spec = {**LoraSpec().to_dict(), **given}  # a run of before knows nothing of newer settings
     parts = [_words("targets", spec["targets"])] if spec["targets"] else []
     parts += [f"r {spec['rank']}"] if set(spec["targets"]) - {"norm", "bias"} else []
     parts += [f"{name} {spec[name]}" for name in ("bottleneck", "prefix") if spec[name]]
