@@ -19,9 +19,9 @@ from lora_core.adapted import Adapted, adapt, restore
 from lora_core.delta import Delta
 from lora_core.errors import UserError, unknown
 from lora_core.layers import Factors, Switch
-from lora_core.merging import Merging
+from lora_core.merging import Merging, rewrite
 from lora_core.methods.added import KINDS, by_host, fresh_added
-from lora_core.quantised import Bits
+from lora_core.quantised import Bits, check_merge
 from lora_core.registry import book_of, get_adapter
 from lora_core.selection import find_direct, select
 from lora_core.sites import Site, plain_weight
@@ -272,9 +272,14 @@ def switch(model: nn.Module, old: str | None, new: str | None) -> None:
     by subtracting BA and adding B'A', which rounds at every swap); else it is two assignments.
     """
     target = get_adapter(model, new) if new is not None else None
-    merged = get_adapter(model, old).merged if old is not None else False
-    if target is not None and merged:  # what cannot be merged is told before anything changes
-        target._check_mergeable()
+    leaves = get_adapter(model, old) if old is not None else None
+    merged = leaves is not None and leaves.merged
+    if leaves is not None and target is not None and merged and target is not leaves:
+        target._check_mergeable()  # what cannot be merged is told before anything changes
+        check_merge(target, False)
+        leaves._switch.merged = leaves._switch.on = False
+        target._switch.merged = True
+        rewrite(model, {**leaves.weights(), **target.weights()})  # once, for both
     for a in book_of(model).adapters.values():
         if a is not target:
             a.unmerge()

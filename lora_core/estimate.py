@@ -86,7 +86,7 @@ def estimate(model: nn.Module, spec: LoraSpec, task: Task, config: TrainConfig, 
     eval_s = passes * 0.45 * budget(model, spec, **load).step_flops * seconds_per_flop(model) * held / rows
     evals = len(config.eval_steps) + 1 if held else 0
     return Estimate(step_s=step_s, eval_s=eval_s, total_s=config.steps * step_s + evals * eval_s, steps=config.steps,
-                    evals=evals, **load)
+                    evals=evals, **load)  # fmt: skip
 
 
 def _sample(rows: Sequence[Row], config: TrainConfig, shared: bool) -> list[list[Row]]:

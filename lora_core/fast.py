@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -169,6 +170,7 @@ class Pick(torch.autograd.Function):
 
 # ---- the body --------------------------------------------------------------------------------------------------------
 Body = Callable[[Tensor, Tensor], Tensor]
+_probed: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # what the probe of a model has shown
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,16 @@ def body(model: nn.Module) -> Body | None:
             tree = tree_of(ids, at, parts)
         return _run(base, ids, at, tree)
 
-    return run if _same(base, run) else None
+    if model not in _probed:
+        on = [a._switch for a in book_of(model).adapters.values() if a.on]
+        for switch in on:  # the models' own arithmetic is asked for; what adapters add goes through their modules
+            switch.on = False
+        try:
+            _probed[model] = _same(base, run)
+        finally:
+            for switch in on:
+                switch.on = True
+    return run if _probed[model] else None
 
 
 def _run(base: Any, ids: Tensor, at: Tensor, tree: Tree | None) -> Tensor:

@@ -84,7 +84,8 @@ def generate(
     new: list[list[int]] = [[] for _ in rows]
     live = torch.ones(len(rows), dtype=torch.bool)
     total, first_s = 0, 0.0
-    ahead: Ahead = decoder(model, len(rows), longest + max_new_tokens) or _Plain(model)
+    with per_row(model, names):  # what acts then decides whether the quick way is open
+        ahead: Ahead = decoder(model, len(rows), longest + max_new_tokens) or _Plain(model)
     texts = _Texts(tokenizer, len(rows))
     was = model.training
     model.eval()

@@ -145,6 +145,16 @@ class Factors(Part):
         change[rows] = self.dense(W.dtype, view[rows])
         return {"weight": change.T if self.transposed else change}
 
+    def sum_into(self, weight: Tensor, W0: Tensor) -> bool:
+        """Write W0 + s·B·A into a weight in one go, where it is no more than that; else False, and nothing is done."""
+        A, B = self.pair()
+        if self.A0 is not None or self.m is not None or self.rows is not None or self.transposed or self.lookup:
+            return False
+        if not weight.dtype == A.dtype or weight.shape != (B.shape[0], A.shape[1]):
+            return False
+        torch.addmm(W0, B, A, alpha=self.scaling, out=weight)
+        return True
+
     # ---- DoRA
     @torch.no_grad()
     def lengths(self, W0: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from lora_core.adapted import Adapted
 from lora_core.errors import UserError
-from lora_core.layers import Part, Switch
+from lora_core.layers import Factors, Part, Switch
 from lora_core.quantised import Bits, check_merge, is_quantised, keep, loss_of_merge, write
 from lora_core.registry import book_of
 from lora_core.sites import plain_weight
@@ -54,7 +55,7 @@ class Merging:
         self._check_mergeable()
         check_merge(self, requantise)
         self._switch.merged = True
-        self._rewrite()
+        rewrite(self.model, self.weights())
         return loss_of_merge(self, book_of(self.model).kept)
 
     def unmerge(self) -> None:
@@ -62,7 +63,7 @@ class Merging:
         self._attached()
         if self.merged:
             self._switch.merged = False
-            self._rewrite()
+            rewrite(self.model, self.weights())
 
     def weights(self) -> dict[nn.Parameter, nn.Module]:
         """The parameters that this adapter changes, each with a module that has it."""
@@ -80,24 +81,6 @@ class Merging:
         for weight, host in self.weights().items():
             yield weight, _change(weight, host, [self._switch], kept)
 
-    @torch.no_grad()
-    def _rewrite(self) -> None:
-        """Write W0 + the merged updates into each weight, or the kept bits where none is merged."""
-        book = book_of(self.model)
-        merged = [a._switch for a in book.adapters.values() if a.merged]
-        for weight, host in self.weights().items():
-            mine = [p for p in _parts(host) if p.switch in merged]
-            if weight not in book.kept:
-                book.kept[weight] = keep(host) if is_quantised(weight) else weight.detach().clone()
-            kept = book.kept[weight]
-            change = _change(weight, host, merged, book.kept) if mine else None
-            if isinstance(kept, Bits):
-                write(host, kept, change)
-            else:
-                weight.copy_(kept if change is None else wide(kept) + change)
-            if not mine:
-                del book.kept[weight]
-
     def _check_mergeable(self) -> None:
         """UserError for what cannot be in the weights, before anything changes."""
         for name in ("bottleneck", "prefix"):
@@ -108,7 +91,11 @@ class Merging:
 
     def _check_tied(self) -> None:
         """A weight that another module uses too must not be changed behind its back."""
-        mine = {p: self._parts_on(p, host) for p, host in self.weights().items()}
+        weights = self.weights()
+        uses = Counter(p for m in self.model.modules() for p in m._parameters.values() if p in weights)
+        if max(uses.values(), default=1) == 1:
+            return
+        mine = {p: self._parts_on(p, host) for p, host in weights.items()}
         for path, module in self.model.named_modules(remove_duplicate=False):
             for p in module._parameters.values():
                 if p is not None and p in mine and self._parts_on(p, module) != mine[p]:
@@ -131,6 +118,26 @@ class Merging:
                     f"adapters {self.name!r} and {other.name!r} are on the same matrices and one of them is DoRA, which"
                     " measures W0: merging one would change the other. Detach one of them first"
                 )
+
+
+@torch.no_grad()
+def rewrite(model: nn.Module, weights: Mapping[nn.Parameter, nn.Module]) -> None:
+    """Write W0 + the updates of all merged adapters into each weight, or the kept bits where none is merged."""
+    book = book_of(model)
+    merged = [a._switch for a in book.adapters.values() if a.merged]
+    for weight, host in weights.items():
+        mine = [p for p in _parts(host) if p.switch in merged]
+        if weight not in book.kept:
+            book.kept[weight] = keep(host) if is_quantised(weight) else weight.detach().clone()
+        kept = book.kept[weight]
+        if isinstance(kept, Bits):
+            write(host, kept, _change(weight, host, merged, book.kept) if mine else None)
+        elif not mine:
+            weight.copy_(kept)
+        elif not (len(mine) == 1 and isinstance(mine[0], Factors) and mine[0].sum_into(weight, kept)):
+            weight.copy_(wide(kept) + _change(weight, host, merged, book.kept))
+        if not mine:
+            del book.kept[weight]
 
 
 def wide(w: Tensor) -> Tensor:

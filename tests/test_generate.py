@@ -12,6 +12,7 @@ from tokenizer_fixture import tiny_tokenizer
 
 import lora_core as lc
 from lora_core.evaluate import pieces
+from lora_core.methods import method_spec
 
 PROMPTS = ["the quick brown fox", "name : The Copper Kettle | food :", "a"]
 TOK = tiny_tokenizer(VOCAB)
@@ -38,6 +39,18 @@ def test_one_batch_equals_transformers_prompt_by_prompt(family: str) -> None:
             ]
             assert got.texts[i][j] == TOK.decode(want, skip_special_tokens=True)
     assert any(t[0] != t[1] for t in got.texts), "the adapter says something else"
+
+
+@pytest.mark.parametrize("method", ["prefix", "bottleneck"])
+def test_what_is_off_elsewhere_acts_on_its_own_rows(method: str) -> None:
+    """The quick way of decoding knows neither prefix nor bottleneck; whether it is open is asked where they act."""
+    model = tiny("llama", dtype=torch.float64)
+    a = filled(lc.attach(model, method_spec(method, 4), name="a"), std=1.0)
+    wanted = [last(model, TOK, PROMPTS[0], adapters=["a"], max_new_tokens=8).texts[0][0]]
+    a.enable(False)
+    wanted.insert(0, last(model, TOK, PROMPTS[0], max_new_tokens=8).texts[0][0])
+    assert list(last(model, TOK, PROMPTS[0], adapters=[None, "a"], max_new_tokens=8).texts[0]) == wanted
+    assert wanted[0] != wanted[1]
 
 
 def test_it_streams_one_event_a_token_and_can_be_stopped() -> None:
