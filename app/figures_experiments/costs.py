@@ -44,7 +44,7 @@ def storage(rows: Sequence[Row], paper: Paper) -> Figure:
     base, adapter = size(paper["checkpoint"])
     theirs = [100 * (base + k * adapter) / (k * base) for k in n]
     left = Panel(
-        title="what N tasks take, in % of N full copies",
+        title="N tasks, in % of N full copies",
         data=[*curve([(k, [y]) for k, y in zip(n, theirs)], "the paper, GPT-3", PAPER, unit=" %"),
               *curve([(k, [y]) for k, y in zip(n, ours)], "one base and N adapters", unit=" %")],
         x=log_axis("tasks N", ticks=(1, 2, 5, 10, 30, 100)), y=log_axis("size (% of N copies)", [ours, theirs],

@@ -7,10 +7,11 @@ export function restacked({data, layout}, width) {
   const columns = many > 1 && width / many < NARROW ? 1 : many, lines = Math.ceil(panels / columns);
   let line = 0, more = 0;                                          // further lines of the legend, in px
   for (const t of layout.showlegend ? data.filter((t) => t.showlegend !== false) : []) {
-    const each = 52 + 7.4 * t.name.length;
+    const each = 58 + 7.6 * t.name.length;
     if (line && line + each > width - 8) { more += 23; line = 0; }
     line += each;
   }
+  more += line && more ? 6 : 0;                                    // lines that wrap stand a little wider
   const top = layout.margin.t + layout.margin.b + more;
   const height = top + lines * (ROW - (lines > 1 ? BELOW : 60)) + (lines - 1) * BELOW, inner = height - top, gap = BELOW / inner;
   const made = {...layout, margin: {...layout.margin, t: layout.margin.t + more}, uirevision: `${columns}`}, tall = (1 - gap * (lines - 1)) / lines;

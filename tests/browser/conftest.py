@@ -42,13 +42,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class Server:
     """`lora-lab serve` in a process of its own, on a folder of its own that shares the user's models."""
 
-    def __init__(self, home: Path) -> None:
-        self.home, self.url, self.port = home, "", 0
+    def __init__(self, home: Path, *, module: str = "app.cli") -> None:
+        self.home, self.module, self.url, self.port = home, module, "", 0
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         env = {**os.environ, "LORA_LAB_HOME": str(self.home), "PYTHONUNBUFFERED": "1"}
-        command = [sys.executable, "-m", "app.cli", "serve", "--no-browser", "--port", str(self.port)]
+        command = [sys.executable, "-m", self.module, "serve", "--no-browser", "--port", str(self.port)]
         self.process = subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE,
                                         stderr=subprocess.STDOUT)  # fmt: skip
         assert self.process.stdout is not None

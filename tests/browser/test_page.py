@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import NARROW, WIDE, Server, ready, shoot, written
 
-TABS = ("play", "adapt", "train", "compare", "spectra")
+TABS = ("play", "adapt", "train", "compare", "spectra", "questions")
 ROWS = "".join(f"colour : {c} | shape : {s}||A {c} {s}.\n" for c in ("red", "blue", "green") for s in ("box", "ball"))
 
 
