@@ -171,8 +171,10 @@ def budget(model: nn.Module, spec: LoraSpec, *, tokens: int = 512, labelled: int
         tied=c.tied,
         matrices=len(sites),
         per_target=dict(per_target),
-        file_bytes=_file_bytes(_tensors(model, spec, sites, stored, direct) | {
-            f"base_model.model.{name}": shape for name, shape in new.items()}),
+        file_bytes=_file_bytes(
+            _tensors(model, spec, sites, stored, direct)
+            | {f"base_model.model.{name}": shape for name, shape in new.items()}
+        ),
         full_bytes=c.bytes,
         memory=memory,
         full_memory=full,

@@ -177,7 +177,7 @@ def _backward(model: nn.Module, group: list[_Run], goal: Any, picked: list[list[
     totals = [0.0] * len(group)
     batches = [goal.batch(rows * len(group)) for rows in picked]
     labelled = sum(b.labelled for b in batches) / len(group)
-    for rows, batch in zip(picked, batches, strict=True):
+    for batch in batches:
         with per_row(model, [r.adapter.name for r in group]):
             losses: list[Tensor] = goal.losses(batch, len(group))
             (torch.stack(losses).sum() / labelled).backward()
