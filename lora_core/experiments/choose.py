@@ -173,9 +173,9 @@ def judge(rows: Sequence[Row]) -> tuple[str, str]:
            else f"None can be recommended by this; {NAMES[best]} does best")  # fmt: skip
     return verdict([tells, as_good]), (
         f"Rank correlation of each rule with the measured loss, over {len(loss)} groups of matrices: {told}. {use}: its"
-        f" first {third} of them end {pm(gap[best])} nats below its last, and {pm(paired(habit, first[best]))} below q"
-        f" and v. Measured, {order[0]} is the best group ({pm(loss[order[0]].values())}) and {order[-1]} the worst"
-        f" ({pm(loss[order[-1]].values())})."
+        f" first {third} of them end {pm(gap[best])} nats below its last, and {pm(paired(habit, first[best]))} below"
+        f" the mean of q and v. Measured, {order[0]} is the best group ({pm(loss[order[0]].values())}) and {order[-1]}"
+        f" the worst ({pm(loss[order[-1]].values())})."
     )
 
 

@@ -128,7 +128,7 @@ def warm_head(lab: Lab, goal: Objective, rows: Sequence[Row]) -> Iterator[None]:
         x, y = torch.cat(seen), torch.cat(labels)
         if x.ndim != 2:  # a head that is asked at every token
             return []
-        found = [torch.zeros_like(p).requires_grad_() for p in head.parameters()]
+        found = [torch.zeros_like(p).requires_grad_() for p in params]
         solver = torch.optim.LBFGS(found, max_iter=100, line_search_fn="strong_wolfe")
 
         def loss() -> torch.Tensor:
@@ -140,17 +140,18 @@ def warm_head(lab: Lab, goal: Objective, rows: Sequence[Row]) -> Iterator[None]:
         solver.step(loss)
         return [p.detach() for p in found]
 
-    was = [p.detach().clone() for p in head.parameters()]
+    params = list(head.parameters())  # an adapter that is attached within the block adds its own
+    was = [p.detach().clone() for p in params]
     model.eval()
     fitted = lab.keep(f"head of {len(rows)} rows", fit) or was
     try:
         with torch.no_grad():
-            for p, v in zip(head.parameters(), fitted, strict=True):
+            for p, v in zip(params, fitted, strict=True):
                 p.copy_(v)
         yield
     finally:
         with torch.no_grad():
-            for p, v in zip(head.parameters(), was, strict=True):
+            for p, v in zip(params, was, strict=True):
                 p.copy_(v)
 
 
