@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -65,18 +66,22 @@ def estimate(model: nn.Module, spec: LoraSpec, task: Task, config: TrainConfig, 
 
     shared = fast.looks_like_llama(model) and (objective is None or objective.name in ("lm", "preference"))
     batches = _sample(task.train, config, shared)
-    pairs = objective.name == "preference" if objective is not None else any(r.rejected for b in batches for r in b)
+    at = sorted(i for b in batches for i in b)  # in their own order: the first row that is wrong is told of
+    sample = [task.train[i] for i in at]
+    pairs = objective.name == "preference" if objective is not None else any(r.rejected for r in sample)
+    if objective is None:
+        read = partial(encode_many, tokenizer or tokenizer_of(model), template=task.template,
+                       max_tokens=config.max_tokens)  # fmt: skip
+        items: list[tuple[Any, ...]] = list(zip(read(sample), read([worse(r) for r in sample])) if pairs
+                                            else zip(read(sample)))  # fmt: skip
+    else:
+        items = [(e.chosen, e.rejected) if pairs else (e,) for e in objective.encode(sample)]
+    texts = dict(zip(at, items, strict=True))
     tokens = labelled = 0
-    for sample in batches:
-        if objective is None:
-            answers = [*sample, *(worse(r) for r in sample if pairs)]
-            items: Sequence[Any] = encode_many(tokenizer or tokenizer_of(model), answers, task.template,
-                                               config.max_tokens)  # fmt: skip
-        else:
-            items = objective.encode(sample)
-            items = [t for e in items for t in (e.chosen, e.rejected)] if pairs else items
-        tokens += fast.beginnings([e.ids[:-1] for e in items]) if shared else sum(map(len, items))
-        labelled += sum(len(e) - getattr(e, "start", len(e) - 1) for e in items)  # a text to classify has one label
+    for batch in batches:
+        mine = [t for i in batch for t in texts[i]]
+        tokens += fast.beginnings([t.ids[:-1] for t in mine]) if shared else sum(map(len, mine))
+        labelled += sum(len(t) - getattr(t, "start", len(t) - 1) for t in mine)  # a text to classify has one label
     rows, known = config.batch_size * config.accumulate, sum(map(len, batches))
     load = {"tokens": round(rows * tokens / max(1, known)), "labelled": round(rows * labelled / max(1, known))}
     passes = PASSES if pairs else 1.0
@@ -89,14 +94,14 @@ def estimate(model: nn.Module, spec: LoraSpec, task: Task, config: TrainConfig, 
                     evals=evals, **load)  # fmt: skip
 
 
-def _sample(rows: Sequence[Row], config: TrainConfig, shared: bool) -> list[list[Row]]:
-    """Batches as training has them, of about SAMPLE rows in all, put together by the letters of the rows."""
+def _sample(rows: Sequence[Row], config: TrainConfig, shared: bool) -> list[list[int]]:
+    """Batches of indices as training has them, of about SAMPLE rows in all, put together by the letters of the rows."""
     from lora_core.objective import bucketed
 
     alike = [(r.prompt, r.messages[:-1]) for r in rows] if shared else None
     order = bucketed([len(r.prompt) + len(r.completion) for r in rows], config.batch_size,
                      torch.Generator().manual_seed(config.seed), alike=alike)  # fmt: skip
-    return [[rows[i] for i in b] for b in order[: max(1, SAMPLE // config.batch_size)]]
+    return order[: max(1, SAMPLE // config.batch_size)]
 
 
 def seconds_per_step(model: nn.Module, spec: LoraSpec, *, tokens: int, labelled: int | None = None) -> float:
