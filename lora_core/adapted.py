@@ -113,7 +113,7 @@ def few_rows(model: nn.Module) -> Iterator[None]:
             continue
         name = "product" if adapted else "forward"
         if name not in m.__dict__:
-            m.__dict__[name] = few if adapted else partial(_plain, m)
+            m.__dict__[name] = few if adapted else partial(_plain, cast(nn.Linear, m))
             swapped.append((m, name))
     try:
         yield
