@@ -82,7 +82,7 @@ def switch(rows: Sequence[Row], paper: Paper) -> Figure:
         load = mine[0]["load_ms"]
         mids = [median(r["ms"]) for r in mine]
         points = [*((w, [m[0]]) for w, m in zip(ways, mids)), ("load a copy", [load])]
-        data += dots(points, dtype, style, unit=" ms", halves=[*((m[2] - m[1]) / 2 for m in mids), 0.0])
+        data += dots(points, dtype, style, unit=" ms", ends=[*((m[1], m[2]) for m in mids), (load, load)])
         mine_changed = [(w, [100 * r["entries_changed"]]) for w, r in zip(ways, mine)]
         changed += mine_changed
         off += dots(mine_changed, dtype, style, unit=" %")
@@ -107,15 +107,15 @@ def latency(rows: Sequence[Row], paper: Paper) -> Figure:
     theirs = [t.replace("/", " × ") + " (paper)" for t in paper["batch/length"]]
     data, groups = [], []
     for way, style in zip(ways, STYLES):
-        points, halves = [], []
+        points, ends = [], []
         for s in sizes:
             base, mine = (by(rows, batch=s[0], length=s[1], way=w) for w in ("base", way))
             if mine:
                 mid, least, most = median([a / b for a, b in zip(mine[0]["ms"], base[0]["ms"])])
                 points.append((here[s], [mid]))
-                halves.append((most - least) / 2)
-        groups += [[v[0] - h, v[0] + h] for (_, v), h in zip(points, halves)]
-        data += dots(points, way, style, what="×", halves=halves)
+                ends.append((least, most))
+        groups += [list(e) for e in ends]
+        data += dots(points, way, style, what="×", ends=ends)
     for key, style in zip([k for k in paper if k.startswith("Adapter")], (PAPER, PAPER2)):
         ratio = [(t, [a / b]) for t, a, b in zip(theirs, paper[key], paper["merged LoRA ms"])]
         groups += values(ratio)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from app.figures import BASE, EDGE, WARM_FILL, Figure
 from app.figures_experiments.panels import (
@@ -86,7 +87,8 @@ def which(rows: Sequence[Row], paper: Paper) -> Figure:
     for (name, (ys, pm)), style in zip(theirs.items(), (PAPER, PAPER2)):
         zero = ys[paper["targets"].index(reference)]
         found = [(names[t], [y - zero]) for t, y in zip(paper["targets"], ys) if t in names]
-        data += dots(found, f"the paper, {name}", style, unit=" points", halves=[pm] * len(found))
+        data += dots(found, f"the paper, {name}", style, unit=" points",
+                     ends=[(v[0] - pm, v[0] + pm) for _, v in found])  # fmt: skip
         groups.append([v[0] for _, v in found])
     left = Panel(title="held-out loss (nats)", data=dots(points, "here", unit=" nats"),
                  y=categories([n for n, _ in points]), x=axis("loss (nats)", values(points)),
@@ -110,7 +112,7 @@ def alpha(rows: Sequence[Row], paper: Paper) -> Figure:
     groups = [v for p in points.values() for v in values(p)]
     styles = dict(zip(ranks, (SECOND, OURS, THIRD)))
     low, high = min(map(min, groups)), max(map(max, groups))
-    y = {"range": [low - 0.08 * (high - low), high + 0.1 * (high - low)]}
+    y: dict[str, Any] = {"range": [low - 0.08 * (high - low), high + 0.1 * (high - low)]}
     panels = [Panel(title=f"scaled by {s}" if s != "fixed" else "a fixed scale", y=axis("held-out loss (nats)", **y),
                     data=[t for r, d in zip(ranks, (0.94, 1.0, 1.06)) for t in
                           curve(points[s, r], f"r = {r}", styles[r], what="loss", unit=" nats", dodge=d)],

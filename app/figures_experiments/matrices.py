@@ -24,6 +24,7 @@ from app.figures_experiments.panels import (
     heat,
     level,
     log_axis,
+    no_ends,
     note,
     number,
     plus_minus,  # fmt: skip
@@ -55,8 +56,8 @@ def w_rank(rows: Sequence[Row], paper: Paper) -> Figure:
     targets = unique(spectra, "target")
     ninety = [(t, [100 * r["energy_90"] / r["full"] for r in by(spectra, target=t)]) for t in targets]
     chance = [(t, [100 * by(spectra, target=t)[0]["gaussian_90"] / by(spectra, target=t)[0]["full"]]) for t in targets]
-    none = [0.0] * len(targets)  # layers are no repeats: no interval
-    layers = [{**t, "showlegend": False} for t in dots(ninety, "W, each layer", SECOND, unit=" %", halves=none)]
+    layers = [{**t, "showlegend": False} for t in dots(ninety, "W, each layer", SECOND, unit=" %",
+                                                          ends=no_ends(ninety))]  # fmt: skip
     right = Panel(title="90 % of Σσ² lie in … of the directions",
                   data=[*layers, *dots(chance, "Gaussian matrix", CONTROL, unit=" %")],
                   x=axis("directions (%)", range=[0, 103]), y=categories(targets))  # fmt: skip
@@ -164,7 +165,8 @@ def truncate(rows: Sequence[Row], paper: Paper) -> Figure:
 
     right = Panel(title="90 % of Σσ² of the full ΔW lie in …", y=categories(targets),
                   x=axis("directions (%)", range=[0, 103]),
-                  data=[*dots(share("energy_90"), "full ΔW", THIRD, unit=" %", halves=[0] * len(targets)),
+                  data=[*dots(full := share("energy_90"), "full ΔW", THIRD, unit=" %",
+                              ends=no_ends(full)),
                         *dots(share("gaussian_90"), "Gaussian noise", CONTROL, unit=" %")])  # fmt: skip
     table = [["k", *(name.replace("64", str(top)) for _, name, _ in series)],
              *([str(k), *(plus_minus(per_seed(rows, "loss", kind=kind, k=k).values()) for kind, _, _ in series)]

@@ -125,22 +125,32 @@ def curve(points: Iterable[Point], name: str, style: Style = OURS, *, what: str 
 
 
 def dots(points: Iterable[Point], name: str, style: Style = OURS, *, what: str = "", unit: str = "",
-         halves: Sequence[float] | None = None) -> list[Trace]:  # fmt: skip
-    """The same lying: categories from top to bottom, values to the right. halves: half intervals that are known."""
+         ends: Sequence[tuple[float, float]] | None = None) -> list[Trace]:  # fmt: skip
+    """The same lying: categories from top to bottom, values to the right. ends: intervals that are known."""
     found = [(y, list(v)) for y, v in points if len(list(v))]
     spread = [interval(v) for _, v in found]
     means = [m for m, _ in spread]
-    bars = list(halves) if halves is not None else [h if math.isfinite(h) else 0.0 for _, h in spread]
-    said = [f"{number(m)}{f' ± {number(h)}' if h else ''}{unit}" for m, h in zip(means, bars, strict=True)]
+    if ends is None:
+        up = down = [h if math.isfinite(h) else 0.0 for _, h in spread]
+        said = [f"{number(m)}{f' ± {number(h)}' if h else ''}{unit}" for m, h in zip(means, up, strict=True)]
+    else:
+        down, up = ([abs(e[i] - m) for e, m in zip(ends, means, strict=True)] for i in (0, 1))
+        said = [f"{number(m)} ({number(a)} to {number(b)}){unit}" if a < b else f"{number(m)}{unit}"
+                for m, (a, b) in zip(means, ends, strict=True)]  # fmt: skip
     main: Trace = {
         "type": "scatter", "name": name, "y": [y for y, _ in found], "x": means, "text": said, "mode": "markers",
         "orientation": "h", "offsetgroup": name,
         "marker": {"size": 10, "color": style.color, "symbol": style.symbol, "line": {"width": 1.6}
                    if style.symbol.endswith("open") else {}},
-        "error_x": {"type": "data", "array": bars, "color": style.color, "thickness": 1.4, "width": 4,
-                    "visible": any(bars)},
+        "error_x": {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "color": style.color,
+                    "thickness": 1.4, "width": 4, "visible": any(up) or any(down)},
         "hovertemplate": f"%{{y}}, {name}<br>{what + ' ' if what else ''}%{{text}}<extra></extra>"}  # fmt: skip
     return [main, *_seeds([(x, y) for y, v in found for x in v if len(v) > 1], style, name, "h")]
+
+
+def no_ends(points: Iterable[Point]) -> list[tuple[float, float]]:
+    """Instead of intervals, for values that are no repeats of one another, such as those of the layers."""
+    return [(interval(v)[0], interval(v)[0]) for _, v in points]
 
 
 def _seeds(at: Sequence[tuple[Any, Any]], style: Style, name: str, way: str = "v") -> list[Trace]:

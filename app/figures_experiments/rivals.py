@@ -9,11 +9,13 @@ from app.figures_experiments.panels import (
     CONTROL,
     FOURTH,
     OURS,
+    PAPER,
     SECOND,
     STYLES,
     THIRD,
     Panel,
     Paper,
+    Style,
     axis,
     build,
     categories,
@@ -31,13 +33,15 @@ from app.figures_experiments.panels import (
 from lora_core.experiments.experiment import Row
 from lora_core.experiments.verdicts import by, interval, paired, per_seed
 
+MIXED = Style(OURS.color, "circle-open", "dash")  # LoRA and something else
+
 
 def methods(rows: Sequence[Row], paper: Paper) -> Figure:
     from lora_core.experiments.methods import front
     from lora_core.methods import METHODS
 
     names = {m: METHODS[m].title for m in unique(rows, "method")}
-    styles = dict(zip(names, (SECOND, THIRD, FOURTH, *STYLES[4:], CONTROL, OURS, THIRD)))
+    styles = dict(zip(names, (SECOND, THIRD, FOURTH, *STYLES[4:], CONTROL, OURS, MIXED)))
     styles["lora"] = OURS
     data, groups, counts = [], [], []
     for m, name in names.items():
@@ -59,9 +63,9 @@ def methods(rows: Sequence[Row], paper: Paper) -> Figure:
               zip(paper["method"], paper["BLEU"]) if m in names]  # fmt: skip
     lora = next(v for n, v in accuracy if n == names["lora"])
     gaps = [(n, [a - b for a, b in zip(v, lora)]) for n, v in accuracy]
-    right = Panel(title="at equal budget, against LoRA (points)", y=categories(order), lines=[mark(0)],
-                  x=axis("accuracy here, BLEU in the paper (points)", [*values(gaps), *values(theirs)]),
-                  data=[*dots(theirs, "the paper, BLEU", STYLES[4], unit=" points"),
+    right = Panel(title="against LoRA (points)", y=categories(order), lines=[mark(0)],
+                  x=axis("accuracy or BLEU (points)", [*values(gaps), *values(theirs)]),
+                  data=[*dots(theirs, "the paper, BLEU", PAPER, unit=" points"),
                         *dots(gaps, "accuracy, here", OURS, unit=" points")])  # fmt: skip
     table = [["method", "parameters", "loss", "accuracy", "learning rate"],
              *([names[m], f"{n:,}", plus_minus(per_seed(mine, "loss").values()),
@@ -70,7 +74,7 @@ def methods(rows: Sequence[Row], paper: Paper) -> Figure:
                for mine in [by(rows, method=m, trainable=n)])]  # fmt: skip
     first = ", ".join(dict.fromkeys(names[m] for m, _, _ in best))
     say = f"On the grey line, no other has as few parameters and less loss: {first}."
-    return build("The compared methods", say, [left, right], table, gap=0.2)
+    return build("The compared methods", say, [left, right], table, gap=0.25)
 
 
 def _middle(rows: Sequence[Row]) -> int:
@@ -108,7 +112,7 @@ def generalises(rows: Sequence[Row], paper: Paper) -> Figure:
 
 
 def choose(rows: Sequence[Row], paper: Paper) -> Figure:
-    from lora_core.experiments.choose import NAMES, RULES, spearman
+    from lora_core.experiments.choose import RULES, spearman
 
     runs = [r for r in by(rows, kind="loss") if r.get("best", True)]
     loss = {g: per_seed(runs, "loss", group=g) for g in unique(runs, "group")}
@@ -120,15 +124,15 @@ def choose(rows: Sequence[Row], paper: Paper) -> Figure:
     points = [(g, list(loss[g].values())) for g in order]
     left = Panel(title="loss of each group alone (nats)", data=dots(points, "here", OURS, unit=" nats"),
                  y=categories(order), x=axis("loss (nats)", values(points)))  # fmt: skip
-    told = [(NAMES[rule], rho[rule]) for rule in sorted(RULES, key=lambda r: -interval(rho[r])[0])]
+    told = [(rule, rho[rule]) for rule in sorted(RULES, key=lambda r: -interval(rho[r])[0])]
     right = Panel(title="does the rule order them so?", y=categories([n for n, _ in told]), lines=[mark(0)],
                   data=dots(told, "rules", SECOND), x=axis("rank correlation", range=[-1.05, 1.05]))  # fmt: skip
-    table = [["group", "rank", "loss", *(NAMES[r] for r in RULES)],
+    table = [["group", "rank", "loss", *RULES],
              *([g, str(by(runs, group=g)[0]["rank"]), plus_minus(loss[g].values()),
                 *(number(score[r][g]) for r in RULES)] for g in order)]  # fmt: skip
     say = (f"Best alone: {order[0]}; worst: {order[-1]}. A rule on the dashed line says nothing about that order;"
            " at 1 it would be right throughout.")  # fmt: skip
-    return build("Groups of matrices, and the rules that would choose them", say, [left, right], table, gap=0.26)
+    return build("Groups of matrices, and the rules that would choose them", say, [left, right], table, gap=0.18)
 
 
 def forget(rows: Sequence[Row], paper: Paper) -> Figure:

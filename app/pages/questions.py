@@ -78,7 +78,8 @@ def shown(r: Result, where: str) -> dict[str, Any]:
     """A result as the page draws it; what it is made with stands beside it."""
     figure = figures_experiments.figure(r)
     layout = figure["layout"]
-    machine = f"{r.machine.get('chip') or 'a machine'}, {r.machine.get('threads', '?')} threads"
+    count = r.machine.get("threads", "?")
+    machine = f"{r.machine.get('chip') or 'a machine'}, {count} thread{'s' * (count != 1)}"
     if r.machine.get("device", "cpu") != "cpu":
         machine = f"{r.machine['device']} beside {machine}"
     facts = [("model", r.model), ("seeds", ", ".join(map(str, r.seeds))), ("took", words.duration(r.seconds)),
