@@ -318,7 +318,7 @@ class Decoder:
         cos, sin = _angles(base, x, (mask.cumsum(1) - 1).clamp_min(0)[:, begin:].reshape(-1))
         for layer, (keys, values) in zip(base.layers, self.kept, strict=False):
             attn, mlp = layer.self_attn, layer.mlp
-            h = _norm(layer.input_layernorm, x)
+            h = _norm(layer.input_layernorm, x, True)
             q, k, v = (m(h).view(rows * n, -1, attn.head_dim) for m in (attn.q_proj, attn.k_proj, attn.v_proj))
             q, k = _turn(q, cos, sin, 1.0), _turn(k, cos, sin, 1.0)
             q, k, v = (t.view(rows, n, -1, attn.head_dim).transpose(1, 2) for t in (q, k, v))
@@ -327,9 +327,9 @@ class Decoder:
                 q, keys[:, :, :end], values[:, :, :end], attn_mask=seen, is_causal=seen is None and n > 1,
                 scale=attn.scaling, enable_gqa=q.shape[1] != k.shape[1])  # fmt: skip
             x = x + attn.o_proj(a.transpose(1, 2).reshape(rows * n, -1))
-            h = _norm(layer.post_attention_layernorm, x)
+            h = _norm(layer.post_attention_layernorm, x, True)
             x = x + mlp.down_proj(F.silu(mlp.gate_proj(h)).mul_(mlp.up_proj(h)))
-        return self.head(_norm(base.norm, x.view(rows, n, -1)[:, -1]))
+        return self.head(_norm(base.norm, x.view(rows, n, -1)[:, -1], True))
 
 
 def decoder(model: nn.Module, rows: int, room: int) -> Decoder | None:
@@ -361,10 +361,10 @@ def _watched_inside(base: Any) -> bool:
     return _watched(base) or any(_watched(m) for layer in layers for m in (layer, layer.self_attn, layer.mlp))
 
 
-def _norm(module: Any, x: Tensor) -> Tensor:
+def _norm(module: Any, x: Tensor, decoding: bool = False) -> Tensor:
     if Adapted in type(module).__bases__ or _watched(module) or module.weight.requires_grad:
         return module(x)
-    if not torch.is_grad_enabled():
+    if decoding:  # twice as quick for a few tokens; other last bits than training's
         return F.rms_norm(x, (x.shape[-1],), module.weight, module.variance_epsilon)
     return cast(Tensor, Norm.apply(x, module.weight, module.variance_epsilon))
 
