@@ -192,7 +192,7 @@ def test_killed_it_is_interrupted_and_another_server_sees_it(
     assert here.child is not None
     os.kill(here.child[2].pid, signal.SIGKILL)
     until(lambda: how(here) == "interrupted" and how(other) == "interrupted")
-    assert not working(here.home)
+    until(lambda: not working(here.home))
 
 
 def test_what_goes_wrong_is_one_line(here: ExperimentRunner, monkeypatch: pytest.MonkeyPatch) -> None:
