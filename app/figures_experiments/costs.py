@@ -122,7 +122,7 @@ def latency(rows: Sequence[Row], paper: Paper) -> Figure:
         data += dots(ratio, f"the paper, {key.removesuffix(' ms')}", style, what="×")
     flat = [v for g in groups for v in g]
     room = max(flat) - min(flat)
-    panel = Panel(title="time relative to the bare model (batch × tokens)", data=data,
+    panel = Panel(title="by batch × tokens", data=data,
                   y=categories([*here.values(), *theirs]),
                   x=axis("time / time of the bare model", range=[min(flat) - 0.06 * room, max(flat) + 0.06 * room]),
                   lines=[mark(1)])  # fmt: skip

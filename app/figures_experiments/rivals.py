@@ -146,7 +146,7 @@ def forget(rows: Sequence[Row], paper: Paper) -> Figure:
                  x={"type": "category", "range": [-0.6, len(ways) - 0.4]},
                  y=axis("after − before (nats)", [*values(task), *values(other), [0.0]]))  # fmt: skip
     found, chance = ([(m, list(per_seed(new, c, method=m).values())) for m in ways] for c in ("intruders", "random"))
-    right = Panel(title="new directions among the first ten", x={"type": "category", "range": [-0.6, len(ways) - 0.4]},
+    right = Panel(title="new among the first ten", x={"type": "category", "range": [-0.6, len(ways) - 0.4]},
                   data=[*curve(found, "tuned", THIRD, line=False),
                         *curve(chance, "random update", CONTROL, line=False)],
                   y=axis("directions a matrix", [*values(found), *values(chance), [0.0]]))  # fmt: skip

@@ -80,7 +80,7 @@ export function questions(root) {
     found = a;
     const guess = guessOf(c.name), next = cards[cards.indexOf(c) + 1];
     const choices = h("ul", {class: "qs-choices", "aria-label": "The three answers"}, c.choices.map((text, i) => h("li", {class: `qs-choice${i === a.answer ? " right" : ""}${String(i) === guess ? " guess" : ""}`},
-      h("span", {}, text), String(i) === guess && h("b", {class: "qs-tag"}, "your guess"), i === a.answer && h("b", {class: "qs-tag paper"}, "the paper"))));
+      h("span", {}, text), String(i) === guess && h("b", {class: "qs-tag"}, "your guess"), i === a.answer && h("b", {class: "qs-tag paper"}, "the claim"))));
     const verdict = a.results[0];
     main.replaceChildren(h("section", {class: "ll-card qs-ask"}, heading(c), choices,
       h("div", {class: "qs-act"}, runBar, h("span", {class: "qs-gap"}), h("button", {type: "button", class: "ll-link", onclick: () => { forget(c.name); }}, "ask me again"),

@@ -11,7 +11,7 @@ export function restacked({data, layout}, width) {
     if (line && line + each > width - 8) { more += 23; line = 0; }
     line += each;
   }
-  more += line && more ? 6 : 0;                                    // lines that wrap stand a little wider
+  more += more ? 14 : 0;                                     // lines that wrap stand a little wider
   const top = layout.margin.t + layout.margin.b + more;
   const height = top + lines * (ROW - (lines > 1 ? BELOW : 60)) + (lines - 1) * BELOW, inner = height - top, gap = BELOW / inner;
   const made = {...layout, margin: {...layout.margin, t: layout.margin.t + more}, uirevision: `${columns}`}, tall = (1 - gap * (lines - 1)) / lines;
