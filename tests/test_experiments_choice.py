@@ -169,7 +169,7 @@ def _forget_rows(lora: tuple[float, float], full: tuple[float, float], spread: f
     return [{"kind": "loss", "method": m, "seed": s, "task_before": 3.0, "task_after": 3.0 - gain + spread * s,
              "other_before": 4.0, "other_after": 4.0 + rise + spread * (s == 1)} for m, (gain, rise) in
             (("LoRA", lora), ("full", full)) for s in range(3)] + [
-        {"kind": "intruders", "method": m, "seed": s, "intruders": 2, "random": 1, "energy": 0.1, "random_energy": 0}
+        {"kind": "intruders", "method": m, "seed": s, "intruders": 2, "random": 1, "energy": 0.1, "size": 0.01}
         for m in ("LoRA", "full") for s in range(3)]  # fmt: skip
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 TARGETS, RANK, ALPHA = ("q", "v", "up", "down"), 8, 16.0
 RATES = {"LoRA": 2e-3, "full": 3e-4}
+WHY = (" Likely because LoRA's rate is the higher: to learn as fast, its few directions take larger steps, while a later"
+       " paper compares long runs.")  # fmt: skip
 TOP, EPSILON = 10, 0.5  # intruders are sought among the first ten directions; below this cosine one is new
 
 
@@ -113,13 +115,18 @@ def judge(rows: Sequence[Row]) -> tuple[str, str]:
     before = interval([r["other_before"] for m in RATES for r in mine[m]])[0]
     count = {m: {c: interval(per_seed(rows, c, kind="intruders", method=m).values())[0]
                  for c in ("intruders", "random", "energy")} for m in RATES}  # fmt: skip
+    size = {m: interval(per_seed(rows, "size", kind="intruders", method=m).values())[0] for m in RATES}
     new = "; ".join(f"{m} {c['intruders']:.1f} ({c['energy']:.1%} of Σσ²; random updates of that size"
                     f" {c['random']:.1f})" for m, c in count.items())  # fmt: skip
+    new = (f"Of the first ten directions of a tuned matrix so many are new: {new}" if any(
+        c[k] for c in count.values() for k in ("intruders", "random")) else
+        "None of the first ten directions of a tuned matrix is new, by either, nor by random updates of that size")
     return verdict([less, keeps]), (
-        f"LoRA gains {pm(gain['LoRA'].values(), 2)} nats a token on the task and full fine-tuning"
-        f" {pm(gain['full'].values(), 2)}; other text goes from {before:.2f} up by {pm(rise['LoRA'].values(), 2)} and"
-        f" {pm(rise['full'].values(), 2)}, for each nat gained {pm(per['LoRA'], 3)} and {pm(per['full'], 3)}. Of the"
-        f" first ten directions of a tuned matrix so many are new: {new}."
+        f"LoRA gains {pm(gain['LoRA'].values(), 2)} nats a token on the task (rate {RATES['LoRA']:g}) and full"
+        f" fine-tuning {pm(gain['full'].values(), 2)} (rate {RATES['full']:g}); the loss on other text goes from"
+        f" {before:.2f} up by {pm(rise['LoRA'].values(), 2)} and {pm(rise['full'].values(), 2)}, for each nat gained"
+        f" {pm(per['LoRA'], 3)} and {pm(per['full'], 3)}. {new} (ΔW is {size['LoRA']:.1%} and {size['full']:.1%} of W)."
+        f"{'' if keeps is not False else WHY}"
     )
 
 
