@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from app.pages import words
+from app.pages import help, words
 from app.pages.lab import Lab
 from app.runs.run import Run, describe
 from lora_core.errors import UserError
@@ -56,6 +56,7 @@ def boot(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
         "tasks": [{"name": n, "about": about} for n, about in task_names()],
         "presets": PRESETS,
         "glossary": words.GLOSSARY,
+        "help": help.HELP,
         "facts": facts,
         "fault": fault,
         "note": note,

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from app.pages import adapt, compare, questions, spectra, train
+from app.pages import adapt, besides, compare, formula, microscope, questions, spectra, train
 from app.pages.lab import Lab
 from lora_core.errors import UserError
 
@@ -27,12 +27,15 @@ GET: dict[str, Question] = {
     "boot": adapt.boot,
     "model": adapt.model,
     "data": adapt.data,
+    "weights": formula.weights,
     "runs": train.runs,
     "run": train.view,
     "form": train.form,
     "compare": compare.opened,
     "heat": spectra.heat,
     "spectrum": spectra.one,
+    "microscope": microscope.look,
+    "besides": besides.besides,
     "questions": questions.asked,
     "question": questions.answered,
     "experiments": questions.states,

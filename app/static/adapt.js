@@ -3,11 +3,14 @@ import "./layer_map.js";
 import {Away, Refused, emit, fmt, h, layersOf, on, post, same, show, state} from "./core.js";
 import {budgetOf, loadOf, timeOf} from "./budget.js";
 import {dataRow} from "./data.js";
+import {choose, chosen} from "./formula.js";
+import {mark as what} from "./help.js";
 
 const RANKS = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64];
 
 export function adapt(root) {
   dataRow(root);
+  for (const name of ["model", "task"]) root.querySelector(`#${name}-picker`).after(what(name, `the ${name}`));
   const title = h("h2", {class: "ll-h"}), holder = h("div"), fault = h("p", {class: "ll-fault", role: "alert"});
   const big = h("p", {class: "ll-big"}), sub = h("p", {class: "ll-note"}), rows = {};
   const row = (k, text, base) => {
@@ -19,7 +22,7 @@ export function adapt(root) {
   const presets = h("div", {class: "ll-tabs", role: "group", "aria-label": "Presets"});
   const go = h("button", {class: "ll-button go", type: "button", onclick: () => { show("train"); document.getElementById("train-button").focus(); }});
   root.append(h("div", {class: "ll-grid"},
-    h("section", {class: "ll-card ad-card", style: {"--span": 8}}, h("div", {class: "ll-head"}, title, h("p", {class: "ll-note"}, "Click a matrix to adapt it. Matrices are to scale.")), holder, fault),
+    h("section", {class: "ll-card ad-card", style: {"--span": 8}}, h("div", {class: "ll-head"}, title, h("p", {class: "ll-note"}, "Click a matrix to adapt it. Matrices are to scale.", what("targets", "a matrix here"))), holder, fault),
     h("section", {class: "ll-card bg", id: "budget", "aria-label": "What it costs", style: {"--span": 4}}, h("h2", {}, "What it costs"), big, sub,
       h("dl", {class: "bg-rows"}, row("file", "adapter file"), row("full", "full copy", true), row("mem", "training memory"), row("fullmem", "full fine-tuning", true),
         h("div", {class: "bg-row"}, stepLabel, step)),
@@ -60,7 +63,9 @@ export function adapt(root) {
     title.textContent = `One of ${facts.layers} layers of ${facts.name.split("/").at(-1)}`;
     map?.destroy();
     map = LayerMap(holder, {matrices: facts.matrices, layers: facts.layers, ranks: RANKS, state: shown(), height: 256,
-      ids: {targets: "targets", rank: "rank", alpha: "alpha"}, onChange: take});
+      ids: {targets: "targets", rank: "rank", alpha: "alpha"}, 
+      help: {layers: what("layers", "a layer"), rank: what("rank", "the rank"), alpha: what("alpha"), scaling: what("scaling", "the scaling")}, onChange: take, onPick: (name) => choose(chosen().layer, name)});
+    mark();
     draw();
     confirm(0);
   }
@@ -122,6 +127,8 @@ export function adapt(root) {
       }
     }, wait);
   }
+  function mark() { if (map && state.facts) { const {layer, name} = chosen(); map.mark(name, layer); } }
+  on("matrix start", mark);
   on("facts", build);
   on("about config data", () => { draw(); confirm(100); });
   on("refill", ({facts}) => { if (!facts) build(); });

@@ -35,8 +35,11 @@ export const state = {
   boot: null, facts: null, spec: null, config: null, data: null,   // the dials
   about: null,                                                     // what is known of the data
   run: null, view: null,                                           // the run that is open, and how it stands
-  matrix: null, tab: "play", fault: null, time: null,
+  tab: "play", fault: null, time: null,
+  get matrix() { return matrix; },                                 // "layers.12.v": the one that all tabs show
+  set matrix(m) { if (m !== matrix) { matrix = m; emit("matrix", m); } },
 };
+let matrix = null;
 const bus = new EventTarget();
 export const on = (names, f) => names.split(" ").forEach((n) => bus.addEventListener(n, (e) => f(e.detail)));
 export const emit = (name, detail) => bus.dispatchEvent(new CustomEvent(name, {detail}));

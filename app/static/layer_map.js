@@ -7,9 +7,12 @@
  *     ranks: [1, 2, 4, 8, 16, 32, 64],               // the stops of the dial
  *     state: {targets: ["q", "v"], layers: [0, 1, ...], rank: 8, alpha: 16, scaling: "alpha/r"},
  *     ids: {targets: "t", rank: "r", alpha: "a"},    // optional: ids of the drawing and of the labels of both numbers
- *     onChange(state, settled) {}                    // settled is false while dragging
+ *     help: {rank: node, alpha: node, scaling: node, layers: node},   // optional: what stands behind a control's name
+ *     onChange(state, settled) {},                   // settled is false while dragging
+ *     onPick(name) {}                                // a matrix was clicked
  *   });
  *   map.set(state);   // from outside; redraws, does not call back
+ *   map.mark(name, layer);   // the chosen matrix
  *   map.destroy();
  *
  * A matrix W0 (out x in) keeps its slate fill: it is frozen. When it is a target, B (out x r) stands at
@@ -78,9 +81,9 @@ globalThis.LayerMap = (() => {
   }
 
   return function LayerMap(root, options) {
-    const {matrices, layers, ranks = [1, 2, 4, 8, 16, 32, 64], ids = {}, onChange = () => {}} = options;
+    const {matrices, layers, ranks = [1, 2, 4, 8, 16, 32, 64], ids = {}, help = {}, onChange = () => {}, onPick = () => {}} = options;
     const id = `lm${++count}`, named = (name) => ids[name] ? {id: ids[name]} : {};
-    let state = copy(options.state), marks = new Map(), paint = null;
+    let state = copy(options.state), marks = new Map(), paint = null, picked = {};
     root.classList.add("lm");
     root.replaceChildren();
     const figure = el("div", {class: "lm-figure", ...named("targets")});
@@ -99,11 +102,11 @@ globalThis.LayerMap = (() => {
     };
     const about = el("p", {class: "lm-about"});
     root.append(figure, about,
-      el("div", {class: "lm-row"}, el("span", {class: "lm-label"}, "layers"), strip, said),
+      el("div", {class: "lm-row"}, el("span", {class: "lm-label"}, "layers", help.layers ?? ""), strip, said),
       el("div", {class: "lm-row lm-quick"}, el("span", {class: "lm-label"}), quick("all", () => true),
         quick("first half", (i) => i < layers / 2), quick("last half", (i) => i >= layers / 2), quick("every other", (i) => i % 2)),
-      el("div", {class: "lm-row lm-dials"}, el("label", {class: "lm-label", for: `${id}-dial`}, "rank r"), dial, el("label", {...named("rank")}, number),
-        el("label", {class: "lm-alpha", ...named("alpha")}, "α ", alpha), el("span", {class: "lm-pair"}, scaling, scale)));
+      el("div", {class: "lm-row lm-dials"}, el("span", {class: "lm-label lm-r"}, el("label", {for: `${id}-dial`}, "rank r"), help.rank ?? ""), dial, el("label", {...named("rank"), class: "lm-r"}, number),
+        el("label", {class: "lm-alpha", ...named("alpha")}, "α ", alpha), help.alpha ?? "", el("span", {class: "lm-pair"}, scaling, scale, help.scaling ?? "")));
 
     const cells = [...Array(layers).keys()].map((i) => {
       const b = el("button", {type: "button", class: "lm-cell", tabindex: i ? -1 : 0, "aria-label": `layer ${i}`, "data-i": i});
@@ -136,26 +139,26 @@ globalThis.LayerMap = (() => {
       for (const on of rails) {                       // the residual stream, and each block's detour from it
         const y = on[0].top - TOP + RAIL;
         wire(`M18 ${y}H${width - 2}m-6 -4l6 4l-6 4`);
-        svg.append(el("text", {x: 2, y: y + 5, class: "lm-text"}, on[0] === groups[0] ? "x" : "…"));
+        svg.append(el("text", {x: 2, y: y + 5, class: on[0] === groups[0] ? "lm-text lm-x" : "lm-text"}, on[0] === groups[0] ? "x" : "…"));
         for (const g of on) {
           wire(`M${g.x0 - 12} ${y}V${g.y}H${g.x0 + 1}m-5 -4l5 4l-5 4`);
           g.stages.slice(1).forEach((s, i) => wire(`M${g.stages[i].x1 + 3} ${g.y}H${s.x0 + 1}m-5 -4l5 4l-5 4`));
           wire(`M${g.x1 + 3} ${g.y}H${g.x1 + 13}V${y + 7}`);
-          svg.append(el("circle", {cx: g.x1 + 13, cy: y, r: 7, class: "lm-add"}), el("path", {d: `M${g.x1 + 9} ${y}h8m-4 -4v8`, class: "lm-wire"}),
+          svg.append(el("circle", {cx: g.x1 + 13, cy: y, r: 7, class: "lm-add lm-h"}), el("path", {d: `M${g.x1 + 9} ${y}h8m-4 -4v8`, class: "lm-wire"}),
             el("text", {x: g.x0, y: y + 19, class: "lm-text lm-block"}, g.name));
         }
       }
       for (const {m, x, y, w, h} of boxes) {
-        const b = el("rect", {class: "lm-ba", y, height: h, rx: 1}), a = el("rect", {class: "lm-ba", x, width: w, rx: 1});
+        const b = el("rect", {class: "lm-ba lm-b", y, height: h, rx: 1}), a = el("rect", {class: "lm-ba lm-a", x, width: w, rx: 1});
         const g = el("g", {class: "lm-m", role: "button", tabindex: 0, "data-name": m.name},
           el("rect", {class: "lm-hit", x: x - ROOM + 2, y: y - ROOM + 2, width: w + ROOM, height: h + ROOM + CAPTION - 3, rx: 5}),
           el("rect", {class: "lm-w", x, y, width: w, height: h, rx: 2}), b, a,
           el("text", {class: h < 20 ? "lm-name lm-small" : "lm-name", x: x + w / 2, y: y + h / 2 + (h < 20 ? 5 : 6)}, m.name),
           el("text", {class: "lm-text", x: x + w / 2, y: y + h + 15, "text-anchor": "middle"}, 9.2 * `${m.out}×${m.in}`.length < w + ROOM ? `${m.out}×${m.in}` : `${m.out}`));
-        g.addEventListener("click", () => { toggle(m.name); explain(m); });
+        g.addEventListener("click", () => { toggle(m.name); explain(m); onPick(m.name); });
         for (const [kind, who] of [["pointerenter", m], ["focus", m], ["pointerleave", null], ["blur", null]]) g.addEventListener(kind, () => explain(who));
         g.addEventListener("keydown", (e) => {
-          if (e.key === " " || e.key === "Enter") { e.preventDefault(); toggle(m.name); }
+          if (e.key === " " || e.key === "Enter") { e.preventDefault(); toggle(m.name); onPick(m.name); }
         });
         svg.append(g);
         marks.set(m.name, {m, g, a, b, x, y});
@@ -190,7 +193,8 @@ globalThis.LayerMap = (() => {
         b.setAttribute("x", x - 3 - t); b.setAttribute("width", t);
         a.setAttribute("y", y - 3 - t); a.setAttribute("height", t);
       }
-      cells.forEach((c, i) => c.setAttribute("aria-pressed", chosen.has(i)));
+      for (const [name, {g}] of marks) g.classList.toggle("picked", name === picked.name);
+      cells.forEach((c, i) => { c.setAttribute("aria-pressed", chosen.has(i)); c.classList.toggle("picked", i === picked.layer); });
       const n = state.layers.length, first = state.layers[0], last = state.layers[n - 1];
       said.textContent = n === layers ? `all ${n}` : !n ? "none" : last - first + 1 === n ? `${first} to ${last} (${n})` : `${n} of ${layers}`;
       const stop = ranks.findIndex((r) => r >= state.rank);
@@ -249,6 +253,7 @@ globalThis.LayerMap = (() => {
     draw();
     return {
       set(next) { state = copy(next); refresh(); },
+      mark(name, layer) { picked = {name, layer}; refresh(); },
       get: () => copy(state),
       destroy() { watch.disconnect(); root.replaceChildren(); },
     };

@@ -73,7 +73,7 @@ addEventListener("popstate", () => {
   show(here(), false);
   const id = run && /^\d+$/.test(run) ? Number(run) : state.boot?.run ?? null;
   if (id !== state.run) openRun(id, {refill: true});
-  if (asked("m") !== state.matrix) { state.matrix = asked("m"); emit("matrix", state.matrix); }
+  state.matrix = asked("m");
 });
 on("refill", ({form}) => { if (form) ({spec: state.spec, config: state.config, data: state.data} = form); });
 

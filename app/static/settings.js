@@ -1,5 +1,6 @@
 /* Train's settings: four that matter in the row, the rest folded behind "more". */
 import {emit, h, on, same, state} from "./core.js";
+import {mark} from "./help.js";
 
 const MAIN = [["steps", "steps", 1], ["lr", "learning rate", "any"], ["batch_size", "batch", 1], ["seed", "seed", 1]];
 
@@ -18,9 +19,9 @@ export function settings(more) {
     fields.set(name, {where, node});
     return node;
   };
-  const row = MAIN.map(([name, text, step]) => h("label", {class: `ll-pick st-${name}`, id: name === "steps" ? "steps" : null}, h("span", {}, text), input("config", name, step)));
+  const row = MAIN.map(([name, text, step]) => h("div", {class: `st-set st-${name}`}, h("label", {class: "ll-pick", id: name === "steps" ? "steps" : null}, h("span", {}, text), input("config", name, step)), mark(name, text)));
   const fold = h("details", {class: "st-more"}, h("summary", {}, "more"), h("div", {class: "st-sheet"},
-    more.map(([where, name, text, help, choices]) => h("label", {title: help}, h("span", {}, text), input(where, name, whole(name) ? 1 : "any", choices), h("small", {}, help)))));
+    more.map(([where, name, text, help, choices]) => h("div", {class: "st-set"}, h("label", {title: help}, h("span", {}, text), input(where, name, whole(name) ? 1 : "any", choices), h("small", {}, help)), mark(name, text)))));
   addEventListener("click", (e) => { if (fold.open && !fold.contains(e.target)) fold.open = false; });
   fold.addEventListener("keydown", (e) => { if (e.key === "Escape") { fold.open = false; fold.querySelector("summary").focus(); } });
 

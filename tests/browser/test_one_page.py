@@ -1,0 +1,64 @@
+"""One page, one thought: the formula and its drawings, one chosen matrix, what the signs say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from playwright.sync_api import Page, expect
+
+
+def test_a_symbol_lights_its_drawing_and_a_drawing_its_symbol(open_page: Callable[..., Page]) -> None:
+    page = open_page("/?tab=adapt&m=layers.12.v")
+    expect(page.locator(".fx-shapes")).to_have_text("B 192×8A 8×576")
+    expect(page.locator(".fx-line")).to_have_text("h = W0·x + (16/8)·B·A·x")
+    page.locator(".fx-s[data-fx=h]").focus()  # by keyboard: one stop, arrows inside
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".fx-s[data-fx=W0]")).to_be_focused()
+    assert page.locator(".lm-w.lit").count() == 7 and page.locator(".lm-ba.lit").count() == 0
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    expect(page.locator(".fx-s[data-fx=B]")).to_be_focused()
+    assert page.locator(".lm-b.lit").count() == 7 and page.locator(".lm-a.lit").count() == 0
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_contain_text("When it grows")
+    page.keyboard.press("Escape")
+    expect(page.locator(".fx-s[data-fx=B]")).to_be_focused()
+    page.locator("#rank input").hover()
+    expect(page.locator(".fx-s[data-fx=r]")).to_have_class("fx-s lit")
+    page.fill("#rank input", "4")
+    expect(page.locator(".fx-shapes")).to_have_text("B 192×4A 4×576")
+    expect(page.locator(".fx-line")).to_have_text("h = W0·x + (16/4)·B·A·x")
+    expect(page.locator(".fx-from")).to_have_text("from r = 8")  # ‖ΔW‖ is the recorded run's
+
+
+def test_one_matrix_is_chosen_in_all_tabs(open_page: Callable[..., Page], run: int) -> None:
+    page = open_page(f"/?run={run}&tab=spectra")
+    page.wait_for_selector("#spectrum-plot .main-svg")
+    page.locator("#spectrum-heatmap [data-m='layers.12.v']").click()
+    picks = page.locator(".fx-pick")
+    expect(picks.nth(0)).to_have_value("12")
+    expect(picks.nth(1)).to_have_value("v")
+    shown = page.locator(".sp-facts").inner_text()
+    assert page.locator(".fx-sizes").inner_text().split()[1][:4] in shown  # the same ‖ΔW‖
+    picks.nth(0).select_option("20")
+    expect(page.locator(".sp-right h2")).to_contain_text("layer 20,")
+    assert "m=layers.20.v" in page.url
+    page.get_by_role("tab", name="Adapt").click()
+    expect(page.locator(".lm-m.picked")).to_have_attribute("data-name", "v")
+    page.locator("#targets [data-name='k']").click()
+    expect(picks.nth(1)).to_have_value("k")
+
+
+def test_every_setting_has_its_sign(open_page: Callable[..., Page]) -> None:
+    page = open_page("/?tab=train")
+    page.get_by_text("more", exact=True).click()
+    names = page.evaluate("[...document.querySelectorAll('#panel-train [data-name]')].map(n => n.dataset.name)")
+    signs = page.evaluate("[...document.querySelectorAll('#panel-train .ll-q')].map(n => n.dataset.help)")
+    assert len(names) > 12 and set(names) <= set(signs)
+    page.locator(".ll-q[data-help=warmup]").click()
+    expect(page.get_by_role("dialog", name="the warm-up")).to_contain_text("Appendix D")
+    page.get_by_role("tab", name="Adapt").click()
+    for key in ("model", "task", "targets", "layers", "rank", "alpha", "scaling"):
+        page.locator(f"#panel-adapt .ll-q[data-help={key}]").click()
+        expect(page.get_by_role("dialog")).to_be_visible()
+        page.keyboard.press("Escape")
