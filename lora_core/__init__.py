@@ -46,6 +46,8 @@ _HOME = {
     "lora_core.generate": ("Generation", "generate"),
     "lora_core.cuts": ("Cuts", "measure_cuts"),
     "lora_core.evaluate": ("Loss", "TokenDiff", "evaluate", "measure", "score", "token_differences"),
+    "lora_core.effect": ("Effect",),
+    "lora_core.changed": ("measure_effect",),
     "lora_core.frames": ("to_frame",),
     "lora_core.experiments": ("Experiment", "Lab", "Result", "find_experiment", "run_experiment", "stored_result"),
 }
@@ -56,11 +58,13 @@ if TYPE_CHECKING:
     from lora_core.adapter import Adapter, attach, load_adapter, rows, switch
     from lora_core.audit import Audit, MatrixAudit, audit
     from lora_core.budget import Budget, budget, budget_coefficients
+    from lora_core.changed import measure_effect
     from lora_core.classification import Classification
     from lora_core.combine import combine, drift, subtract_add
     from lora_core.compress import Compressed, compress
     from lora_core.cuts import Cuts, measure_cuts
     from lora_core.delta import Delta
+    from lora_core.effect import Effect
     from lora_core.errors import UserError
     from lora_core.estimate import seconds_per_step
     from lora_core.evaluate import Loss, TokenDiff, evaluate, measure, score, token_differences

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,9 @@ class StandIn:
 
     def score(self, stop: Callable[[], bool]) -> dict[str, Any] | None:
         return {"name": "exact match", "base": {"exact match": 0.0}, "adapted": {"exact match": 0.5}, "rows": 16}
+
+    def effect(self, events: Sequence[Mapping[str, Any]], stop: Callable[[], bool]) -> dict[str, Any] | None:
+        return None
 
     def facts(self) -> dict[str, Any]:
         return {"dtype": "float32", "device": "cpu", "trainable": 7, "peak_bytes": 1}

@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -350,3 +351,16 @@ def test_the_old_adapter_comes_back_when_the_new_one_cannot_take_its_name(
 def test_the_worker_takes_nothing_but_a_runs_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert worker.main([]) == worker.main(["x", "y"]) == worker.main([str(tmp_path / "no-run")]) == 2
     assert "usage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("told", [None, {"delta": 1.0}, RuntimeError("no such row")])
+def test_what_a_run_did_is_kept_with_its_result(store: RunStore, told: object) -> None:
+    class Measured(StandIn):
+        def effect(self, events: Any, stop: Callable[[], bool]) -> Any:
+            assert [e["kind"] for e in events if e["kind"] != "status"] == ["base", "step", "step", "held", "end"]
+            if isinstance(told, Exception):
+                raise told
+            return told
+
+    run = run_here(store, store.create(request(steps=2)).id, session=Measured)
+    assert run.status == "done" and run.result.get("effect") == (told if isinstance(told, dict) else None)

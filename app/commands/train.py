@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -132,6 +132,7 @@ def follow(store: RunStore, run: Run, out: Path | None, json: bool, *, fresh: bo
 
     fresh: the run was made for this: when the input turns out to be wrong before its first step, it is not kept.
     """
+    from app.pages.words import training
     from app.runs.worker import run_here
 
     watch = Watch()
@@ -143,6 +144,8 @@ def follow(store: RunStore, run: Run, out: Path | None, json: bool, *, fresh: bo
         raise watch.refused
     if out is not None and run.adapter is not None:
         copy_adapter(run.adapter, out)
+    if happened := training(run):
+        say(happened)
     value = summary(run, out if out is not None and run.adapter else run.adapter)
     status = {"done": 0, "stopped": 0, "interrupted": 130}.get(run.status, 1)
     if run.error and run.status != "interrupted":
@@ -238,6 +241,9 @@ class _Watched:
         self.watch.write("scoring held-out rows")
         return self.session.score(stop)
 
+    def effect(self, events: Sequence[Mapping[str, Any]], stop: Stop) -> dict[str, Any] | None:
+        return self.session.effect(events, stop)
+
     def facts(self) -> dict[str, Any]:
         return self.session.facts()
 
@@ -273,7 +279,8 @@ def summary(run: Run, adapter: Path | None) -> dict[str, Any]:
             "adapter": str(adapter) if adapter else None, "steps": run.step,
             "loss_before": run.base_loss, "loss_after": run.loss, "train_s": seconds, "tokens": tokens,
             "tokens_per_s": speed, **{k: r.get(k) for k in ("dtype", "device", "trainable", "peak_bytes")},
-            **accuracy, "score": dict(run.score) if run.score else None, "error": run.error}  # fmt: skip
+            **accuracy, "score": dict(run.score) if run.score else None, "effect": r.get("effect"),
+            "error": run.error}  # fmt: skip
 
 
 def in_words(value: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.runs.run import Run, difference_sentence
+from lora_core.effect import Effect
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -63,13 +64,17 @@ def duration(seconds: float) -> str:
 
 def training(run: Run) -> str:
     """What a run did, from its own numbers."""
+    took = duration(float(run.result["train_s"])) if run.result.get("train_s") else ""
+    if run.result.get("effect"):
+        found, told = Effect.from_dict(run.result["effect"]), score(run.score)
+        text = found.sentence(score=(told["name"], told["base"], told["adapted"]) if told else None, took=took)
+        return {"stopped": "Stopped early: "}.get(run.status, "") + text
     if run.base_loss is None or run.loss is None or not run.step:
         return ""
     ended = {"stopped": "stopped early, ", "diverged": "diverged, ", "interrupted": "interrupted, "}.get(run.status, "")
-    took = run.result.get("train_s")
     first = f"{ended}{run.step:,} {'step' if run.step == 1 else 'steps'}"
     if took:
-        first += f" in {duration(float(took))}"
+        first += f" in {took}"
     first = first[0].upper() + first[1:]
     losses = f"{first} took the held-out loss from {run.base_loss:.2f} to {run.loss:.2f}"
     if run.result.get("objective") == "preference":  # log 2 means that both answers are as dear as they were

@@ -1,5 +1,7 @@
 """Makes the run that comes with LoRA Lab: `python -m app.runs.record RUN_ID DEST` copies a finished run there.
 
+RUN_ID 0 and the folder of the recorded run bring that one up to date: what it did is measured where it was not.
+
 What is written: run.json (the run, and the command that makes it again), events.jsonl, adapter/, and texts.json with
 the texts of both models for a few held-out prompts and the probability of every token of them.
 """
@@ -49,10 +51,13 @@ def record(store: RunStore, run_id: int, destination: Path, examples: int = EXAM
             new.mkdir(parents=True)
             shutil.copytree(run.adapter, new / ADAPTER)
             kept = {k: run.to_dict()[k] for k in KEPT} | {"request": request.to_dict()}
+            opened = Opened(run)
+            if "effect" not in run.result:
+                kept["result"] = {**run.result, "effect": opened.effect()}
             write(new / RUN, {"command": command, **kept})
             events = [e for e in read_all(run.folder / NAME) if e.get("kind") != "status"]
             (new / NAME).write_text("".join(json.dumps(e, separators=(",", ":")) + "\n" for e in events))
-            write(new / TEXTS, {"command": command, "examples": texts(run, examples)})
+            write(new / TEXTS, {"command": command, "examples": opened.texts(examples)})
             shutil.rmtree(destination, ignore_errors=True)
             new.rename(destination)
     finally:
@@ -60,33 +65,48 @@ def record(store: RunStore, run_id: int, destination: Path, examples: int = EXAM
     return destination
 
 
-def texts(run: Run, examples: int = EXAMPLES) -> list[dict[str, Any]]:
-    """[{"prompt", "reference", "base", "adapted", "tokens"}] for the first held-out prompts of a run's task.
+class Opened:
+    """A finished run with its model, its adapter and its task."""
 
-    tokens: `TokenDiff.to_dict()` of every token of the adapted text, numbers to four digits
-    """
-    import lora_core as lc
-    from lora_core.tasks import prompt_text
+    def __init__(self, run: Run) -> None:
+        import lora_core as lc
 
-    assert run.adapter is not None
-    config = run.request.config
-    model, tokenizer = lc.load_model(
-        run.request.model, device=config.get("device", "auto"), dtype=config.get("dtype", "auto")
-    )
-    lc.load_adapter(model, run.adapter, name="run")
-    task = task_of(run, tokenizer=tokenizer)
-    rows = task.score_rows(examples) or task.test[:examples]
-    prompts = [prompt_text(tokenizer, row, task.template) for row in rows]
-    longest = int(task.suggested.get("max_new_tokens", 64))
-    *_, last = lc.generate(model, tokenizer, prompts, [None, "run"], max_new_tokens=longest)
-    found = []
-    for row, (base, adapted) in zip(rows, last.texts, strict=True):
-        tokens = lc.token_differences(model, tokenizer, row.prompt, adapted, "run", template=task.template)
-        found.append(
-            {"prompt": row.prompt, "reference": row.completion, "base": base.strip(), "adapted": adapted.strip()}
-            | {"tokens": [rounded(t.to_dict()) for t in tokens]}
-        )
-    return found
+        assert run.adapter is not None
+        config = run.request.config | {k: run.result[k] for k in ("dtype",) if k in run.result}
+        load: dict[str, Any] = {k: config.get(k, "auto") for k in ("device", "dtype")}
+        self.run = run
+        self.model, self.tokenizer = lc.load_model(run.request.model, **load)
+        self.adapter = lc.load_adapter(self.model, run.adapter, name="run")
+        self.task = task_of(run, tokenizer=self.tokenizer)
+
+    def effect(self) -> dict[str, Any]:
+        """What the training did, as the worker writes it down at the end of a run."""
+        import lora_core as lc
+
+        config, events = lc.TrainConfig.from_dict(self.run.request.config), read_all(self.run.folder / NAME)
+        return lc.measure_effect(self.adapter, self.task, config, events, tokenizer=self.tokenizer).to_dict()
+
+    def texts(self, examples: int = EXAMPLES) -> list[dict[str, Any]]:
+        """[{"prompt", "reference", "base", "adapted", "tokens"}] for the first held-out prompts of the task.
+
+        tokens: `TokenDiff.to_dict()` of every token of the adapted text, numbers to four digits
+        """
+        import lora_core as lc
+        from lora_core.tasks import prompt_text
+
+        model, tokenizer, task = self.model, self.tokenizer, self.task
+        rows = task.score_rows(examples) or task.test[:examples]
+        prompts = [prompt_text(tokenizer, row, task.template) for row in rows]
+        longest = int(task.suggested.get("max_new_tokens", 64))
+        *_, last = lc.generate(model, tokenizer, prompts, [None, "run"], max_new_tokens=longest)
+        found = []
+        for row, (base, adapted) in zip(rows, last.texts, strict=True):
+            tokens = lc.token_differences(model, tokenizer, row.prompt, adapted, "run", template=task.template)
+            found.append(
+                {"prompt": row.prompt, "reference": row.completion, "base": base.strip(), "adapted": adapted.strip()}
+                | {"tokens": [rounded(t.to_dict()) for t in tokens]}
+            )
+        return found
 
 
 def rounded(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SCORED_ROWS, MEASURED_ROWS = 16, 256  # held-out rows that texts are generated for, and that are read alone
 HEADLINE = {"classify": "accuracy", "preference": "preferred"}
 LATER = ("lora_core.files", "lora_core.saving", "lora_core.evaluate", "lora_core.generate", "lora_core.tasks.scores",
-         "lora_core.classification", "lora_core.preference")  # fmt: skip
+         "lora_core.classification", "lora_core.preference", "lora_core.changed")  # fmt: skip
 Stop = Callable[[], bool]
 
 
@@ -34,6 +34,10 @@ class Session(Protocol):
 
     def score(self, stop: Stop) -> dict[str, Any] | None:
         """{"name", "base": {…}, "adapted": {…}, "rows"}, or None for a task without a score, or when stopped."""
+        ...
+
+    def effect(self, events: Sequence[Mapping[str, Any]], stop: Stop) -> dict[str, Any] | None:
+        """`Effect.to_dict()` of a training whose events these were; None where there is no telling."""
         ...
 
     def facts(self) -> dict[str, Any]:
@@ -163,6 +167,12 @@ class _Training:
             return None
         base, adapted = ({k: v for k, v in found[name].items() if k != "loss"} for name in (None, "run"))
         return {"name": headline, "base": base, "adapted": adapted, "rows": len(measured or rows)}
+
+    def effect(self, events: Sequence[Mapping[str, Any]], stop: Stop) -> dict[str, Any] | None:
+        from lora_core.changed import measure_effect
+
+        return measure_effect(self.adapter, self.task, self.config, events, objective=self.objective,
+                              stop=stop).to_dict()  # fmt: skip
 
     def facts(self) -> dict[str, Any]:
         from lora_core.machine import peak_bytes

@@ -106,6 +106,7 @@ class Training:
         self.writer: event_files.EventWriter | None = None
         self.session: Session | None = None
         self.values: Event = {}  # what the store gets to know: step, steps, base_loss, loss
+        self.effect: Event | None = None
         self.last: Event = {}
         self.saved = False
 
@@ -140,6 +141,7 @@ class Training:
             raise RuntimeError("the training ended without its last event")
         self.last = end
         if end["reason"] == "diverged":
+            self._measure()
             return "diverged", end.get("message")
         if self._stopped_by_signal() and end["reason"] == "stopped":
             return "interrupted", "interrupted from outside"
@@ -158,6 +160,8 @@ class Training:
         result: Event = {k: self.last[k] for k in told if k in self.last}
         with suppress(Exception):
             result |= self.session.facts() if self.session else {}
+        if self.effect is not None:
+            result["effect"] = self.effect
         result["wall_s"] = round(time.time() - self.began, 3)
         if self.writer is not None:
             self.writer.sync()
@@ -219,11 +223,20 @@ class Training:
         save_adapter(self.run.folder, lambda folder: session.save(folder, event_files.plain(info)))
         self.saved = True
 
+    def _measure(self) -> None:
+        """What the training did to the model; like the score it may be missing."""
+        assert self.session is not None
+        try:
+            self.effect = self.session.effect(self.store.events(self.run.id), self._stop)
+        except Exception:
+            log(self.run.folder, traceback.format_exc())
+
     def _score(self, most_s: float) -> None:
         """A score of both models on a few held-out rows, unless that takes too long or somebody wants to stop."""
         assert self.session is not None
         (self.run.folder / STOP).unlink(missing_ok=True)  # asked and done; a second one is meant for this
         self._status("scoring", "scoring some held-out examples with and without the adapter")
+        self._measure()
         until, cut = time.monotonic() + most_s, ""
 
         def stop() -> bool:

@@ -127,6 +127,8 @@ def test_train_compare_eval_spectra_merge(call: Call, tiny: Path, rows: Path, tm
     assert value["trainable"] == 2 * 2 * (64 + 48) and value["peak_bytes"] > 1 << 20
     assert value["loss_after"] < value["loss_before"]
     assert "about " in err and "held-out loss after step 4" in err
+    assert value["effect"]["loss_after"] == value["loss_after"] and value["effect"]["counted"] > 0
+    assert "4 steps in 0 s" in err and "‖ΔW‖ is" in err and value["effect"]["advice"] in err
     assert {"adapter_config.json", "adapter_model.safetensors", "lora_lab.json"} <= {p.name for p in out.iterdir()}
 
     status, printed, _ = call("runs", "list", "--json")

@@ -34,6 +34,17 @@ def test_what_a_run_did() -> None:
     assert words.training(run(loss=None)) == "" and words.training(run(step=0)) == ""
 
 
+def test_what_a_run_did_where_it_was_measured() -> None:
+    from tests.test_effect import SEEN, STILL
+
+    score = {"name": "BLEU", "base": {"BLEU": 0.7}, "adapted": {"BLEU": 38.1}, "rows": 16}
+    text = words.training(run(result={"train_s": 130.0, "effect": SEEN.to_dict()}, score=score))
+    assert text.startswith("60 steps in 2 min 10 s took the held-out loss from 2.95 to 0.63 and BLEU from 1 to 38: ")
+    assert "‖ΔW‖ is 0.40 % of ‖W0‖, and 61 % of 1,234 held-out tokens" in text
+    still = words.training(run(status="stopped", result={"effect": {**STILL.to_dict(), "lr": 1e-8}}))
+    assert still.startswith("Stopped early: No visible effect") and still.endswith("is too small; try 0.001.")
+
+
 @pytest.mark.parametrize(("more", "text"), [
     ({"status": "queued", "position": 1}, "run 14 waits for its turn"),
     ({"status": "queued", "position": 3}, "run 14 waits: place 3 in the queue"),
