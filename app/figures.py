@@ -103,42 +103,64 @@ def loss(events: Sequence[Event], *, ghosts: Sequence[tuple[str, Sequence[Event]
 
 
 def spectrum(sigma: Sequence[float], energy: Sequence[float], random: Sequence[float], random_energy: Sequence[float],
-             *, needed: int = 0) -> Figure:  # fmt: skip
+             *, needed: int = 0, base: Sequence[float] = (), other: tuple[str, Sequence[float], Sequence[float]] | None
+             = None, log: bool = False) -> Figure:  # fmt: skip
     """The singular values of one ΔW and the energy that its first directions hold, over a same-norm random update.
 
     sigma, random    singular values, largest first, in the units of the weights
     energy           cumulative share of Σσ², from 0 to 1; needed: how many directions hold 90 % of it
+    base             singular values of W0, as many as fit, drawn behind
+    other            (name, singular values, energy) of the same matrix in another adapter
+    log              σ on a logarithmic axis, where W0 and an update both have room
     """
-    n = len(sigma)
-    x = list(range(1, n + 1))
+    n = max(len(sigma), len(other[1]) if other else 0)
+    x = list(range(1, len(sigma) + 1))
     many = n > 40  # then points are noise
     dots = "lines" if many else "lines+markers"
+    behind = list(base)[:n]
 
-    def hover(name: str, what: str) -> str:
-        return f"{name}<br>{what}<extra></extra>"
+    def line(y: Sequence[float], name: str, color: str, what: str, width: float = 1.5, dash: str = "dot", size: int = 6,
+             **more: Any) -> dict[str, Any]:  # fmt: skip
+        return {"x": list(range(1, len(y) + 1)), "y": list(y), "mode": dots, "type": "scatter", "name": name,
+                "marker": {"size": size, "color": color}, "line": {"color": color, "width": width, "dash": dash},
+                "hovertemplate": f"{plain(name)}<br>{what}<extra></extra>", **more}  # fmt: skip
 
-    data: list[dict[str, Any]] = [
-        {"x": x, "y": list(random), "mode": dots, "type": "scatter", "name": "random, same norm",
-         "marker": {"size": 6, "color": EDGE}, "line": {"color": EDGE, "width": 1.5, "dash": "dot"},
-         "hovertemplate": hover("random update of the same norm", "direction %{x}: σ = %{y:.3g}")},
-        {"x": x, "y": list(sigma), "mode": dots, "type": "scatter", "name": "ΔW",
-         "marker": {"size": 10 if n <= 20 else 7, "color": WARM_FILL}, "line": {"color": WARM_FILL, "width": 2},
-         "hovertemplate": hover("ΔW", "direction %{x}: σ = %{y:.3g}")},
-        {"x": x, "y": [100 * e for e in random_energy], "yaxis": "y2", "mode": "lines", "type": "scatter",
-         "name": "random, energy", "line": {"color": EDGE, "width": 1.5, "dash": "dot"},
-         "hovertemplate": hover("random update of the same norm", "first %{x}: %{y:.0f} % of Σσ²")},
-        {"x": x, "y": [100 * e for e in energy], "yaxis": "y2", "mode": dots, "type": "scatter", "name": "ΔW, energy",
-         "line": {"color": WARM_FILL, "width": 2},
-         "marker": {"size": 8 if n <= 20 else 6, "color": [WARM_FILL if i <= needed else WARM_SOFT for i in x],
-                    "line": {"color": WARM_FILL, "width": 1.5}},
-         "hovertemplate": hover("ΔW", "first %{x}: %{y:.0f} % of Σσ²")},
-    ]  # fmt: skip
-    annotations = [
-        label(n, random[0], "random, same norm", xanchor="right", yshift=13, size=14),
-        label(1, sigma[0], "<b>ΔW</b>", xanchor="left", xshift=12, color=WARM),
-        label(n, 90, "90 %", yref="y2", xanchor="right", yshift=-11, size=14),
-    ] if n else []  # fmt: skip
-    top = 1.12 * max([*sigma, *random], default=1.0) or 1.0
+    one, share = "direction %{x}: σ = %{y:.3g}", "first %{x}: %{y:.0f} % of Σσ²"
+    big = 10 if n <= 20 else 7
+    low: dict[str, Any] = {"yaxis": "y2", "mode": "lines"}
+    data = [line(behind, "W0", BASE, one, 2, "solid", 5)] if behind else []
+    data.append(line(random, "random, same norm", EDGE, one))
+    if other:
+        data.append(line(other[1], other[0], INK, one, 2, "dash", big - 2, marker={"size": big - 2, "color": INK,
+                                                                                    "symbol": "square"}))  # fmt: skip
+    data.append(line(sigma, "ΔW", WARM_FILL, one, 2, "solid", big))
+    data.append(line([100 * e for e in random_energy], "random, energy", EDGE, share, **low))
+    if other:
+        data.append(line([100 * e for e in other[2]], f"{other[0]}, energy", INK, share, 2, "dash", **low))
+    data.append(line([100 * e for e in energy], "ΔW, energy", WARM_FILL, share, 2, "solid", yaxis="y2",
+                     marker={"size": 8 if n <= 20 else 6, "color": [WARM_FILL if i <= needed else WARM_SOFT for i in x],
+                             "line": {"color": WARM_FILL, "width": 1.5}}))  # fmt: skip
+    seen = [v for v in (*sigma, *random, *behind, *(other[1] if other else ())) if v > 0]
+    top = max(seen, default=1.0)
+    least = max(min(seen, default=0.1), 1e-4 * top)  # below four decades there is only rounding
+
+    def at(y: float) -> float:
+        return math.log10(max(y, least)) if log else y
+
+    annotations = []
+    if x:
+        annotations = [
+            label(len(random), at(random[-1 if log else 0]), "random, same norm", xanchor="right", yshift=13, size=14),
+            label(1, at(sigma[0]), "<b>ΔW</b>", xanchor="left", xshift=12, color=WARM, yshift=8 if log else 0),
+            label(n, 90, "90 %", yref="y2", xanchor="right", yshift=-11, size=14),
+        ]
+    if behind:
+        annotations.append(label(len(behind), at(behind[-1]), "<b>W0</b>", xanchor="right", yshift=13, color=BASE))
+    if other and len(other[1]):
+        annotations.append(label(len(other[1]), at(other[1][-1]), plain(other[0]), xanchor="right", yshift=-13,
+                                 size=14, color=INK))  # fmt: skip
+    y = {"range": [math.log10(least) - 0.15, math.log10(top) + 0.2], "type": "log", "dtick": 1} if log else {
+        "range": [0, 1.12 * top]}  # fmt: skip
     return {
         "data": data,
         "layout": {
@@ -147,8 +169,9 @@ def spectrum(sigma: Sequence[float], energy: Sequence[float], random: Sequence[f
             "hovermode": "closest",
             "margin": {"l": 60, "r": 12, "t": 8, "b": 44},
             "xaxis": {"title": {"text": "direction"}, "range": [0.6, n + 0.4], "anchor": "y2", "dtick": tick(n)},
-            "yaxis": {"title": {"text": "singular value σ"}, "domain": [0.45, 1], "range": [0, top]},
-            "yaxis2": {"title": {"text": "energy (% of Σσ²)"}, "domain": [0, 0.36], "range": [0, 106], "dtick": 50},
+            "yaxis": {"title": {"text": "σ, log axis" if log else "singular value σ"}, "domain": [0.45, 1], **y},
+            "yaxis2": {"title": {"text": "energy (%)" if log else "energy (% of Σσ²)"},
+                       "domain": [0, 0.36], "range": [0, 106], "dtick": 50},
             "shapes": [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "yref": "y2", "y0": 90, "y1": 90,
                         "line": {"color": MUTED, "width": 1, "dash": "dash"}}],
             "annotations": annotations,

@@ -69,6 +69,7 @@ def head(assets: Assets) -> str:
     lines = (
         f'<link rel="stylesheet" href="{assets.url("theme.css")}">',
         f'<link rel="stylesheet" href="{assets.url("parts.css")}">',
+        f'<link rel="stylesheet" href="{assets.url("spectra.css")}">',
         f'<link rel="stylesheet" href="{assets.url("frame.css")}">',
         f'<link rel="icon" type="image/svg+xml" href="{assets.url("icon.svg")}">',
         f"<script>{early}</script>",

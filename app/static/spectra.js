@@ -1,30 +1,35 @@
-/* Spectra: where the update is (layer by matrix), and the singular values of the one that is chosen. */
-import {Away, Refused, address, get, h, on, show, state} from "./core.js";
+/* Spectra: where the update is (layer by matrix), and the one matrix that is chosen under the microscope (microscope.js).
+ * What is looked at is a run's adapter. */
+import {Away, Refused, address, asked, get, h, on, show, state} from "./core.js";
 import {cellmap, cividis, warmth} from "./cellmap.js";
-import {draw, exports} from "./plot.js";
+import {microscope} from "./microscope.js";
+import {exports} from "./plot.js";
+import {strip} from "./strip.js";
 
 export function spectra(root) {
-  const left = h("div", {id: "spectrum-heatmap", class: "sp-map"}), plot = h("div", {class: "sp-plot", id: "spectrum-plot"}), badge = h("span", {class: "ll-badge", hidden: true}, "recorded");
-  const title = h("h2", {class: "ll-h"}), say = h("p", {class: "ll-say"}), facts = h("p", {class: "ll-note sp-facts"}), fault = h("p", {class: "ll-fault", role: "alert"});
-  const heatTitle = h("h2", {class: "ll-h"}), heatSay = h("p", {class: "tr-say"}), scale = h("div", {class: "sp-scale"}), which = h("div", {class: "ll-tabs", role: "group", "aria-label": "What the colour shows"});
+  const left = h("div", {id: "spectrum-heatmap", class: "sp-map"}), badge = h("span", {class: "ll-badge", hidden: true}, "recorded"), fault = h("p", {class: "ll-fault", role: "alert"});
+  const heatTitle = h("h2", {class: "ll-h"}), heatSay = h("p", {class: "tr-say"}), scale = h("div", {class: "sp-scale"}), which = h("div", {class: "ll-tabs sp-which", role: "group", "aria-label": "What the colour shows"});
+  const glass = microscope(), across = strip({onPick: (m) => pick(m)});
   const empty = h("section", {class: "ll-card sp-empty", hidden: true}), grid = h("div", {class: "ll-grid"},
     h("section", {class: "ll-card sp-left", style: {"--span": 7}}, h("div", {class: "ll-head"}, heatTitle, badge, which,
-      exports("the map", {name: () => `update-run${state.run}-${measure}`, figure: () => heat?.measures[measure].figure, rows: () => table()})), left, scale, heatSay),
-    h("section", {class: "ll-card sp-right", style: {"--span": 5}}, h("div", {class: "ll-head"}, title,
-      exports("the spectrum", {name: () => `spectrum-run${state.run}-${current?.m}`, figure: () => current?.figure, rows: () => current?.rows})), plot, say, facts));
+      exports("the map", {name: () => `update-${heat?.name.replaceAll(" ", "-")}-${measure}`, figure: () => heat?.measures[measure].figure, rows: () => table()})), left, scale, heatSay, across.node),
+    glass.node);
   root.append(fault, empty, grid);
 
-  let heat = null, map = null, current = null, ghost = null, measure = "norm", cache = new Map(), opening = 0, picking = 0;
+  let heat = null, map = null, ghost = null, measure = "norm", cache = new Map(), opening = 0, picking = 0, waiting = 0;
+  const key = () => ({run: state.run});
   const table = () => heat && [["layer", ...Object.keys(heat.measures[measure].values)],
     ...Object.values(heat.measures[measure].values)[0].map((_, l) => [l, ...Object.values(heat.measures[measure].values).map((r) => r[l])])];
 
   async function open() {
-    const mine = ++opening, run = state.run;
-    current = ghost = null;
+    const mine = ++opening;
+    glass.clear();
+    ghost = null;
     cache = new Map();
-    if (run == null) return blank("After a run, the spectrum of every ΔW will be here: how strongly it acts, and along how many directions.", true);
+    clearTimeout(waiting);
+    if (state.run == null) return blank("After a run, the spectrum of every ΔW will be here: how strongly it acts, and along how many directions.", true);
     let found;
-    try { found = await get("heat", {run}); } catch (error) {
+    try { found = await get("heat", key()); } catch (error) {
       if (error instanceof Away) return;
       if (!(error instanceof Refused)) throw error;
       return blank(error.message);
@@ -36,10 +41,37 @@ export function spectra(root) {
     grid.hidden = false;
     badge.hidden = !heat.recorded;
     heatTitle.textContent = `Layer by matrix, ${heat.name}`;
-    which.replaceChildren(...Object.entries(heat.measures).map(([id, m]) => h("button", {type: "button", "data-id": id, onclick: () => { measure = id; paint(); }}, m.title)));
+    if (!heat.measures[measure]) measure = "norm";
+    choices();
     build();
+    across.load(heat);
     pick(known(state.matrix) ? state.matrix : heat.first, false);
+    beside();
   }
+  /* Amplification and overlap take W0: measured in the background once somebody looks here. */
+  async function beside() {
+    clearTimeout(waiting);
+    if (!heat || state.tab !== "spectra" || heat.measures.amplification || heat.away) return;
+    const mine = opening;
+    let b;
+    try { b = await get("besides", key()); } catch (error) {
+      if (!(error instanceof Refused || error instanceof Away)) throw error;
+      return;
+    }
+    if (mine !== opening || !heat) return;
+    if (b.away) heat.away = b.away;
+    if (b.measures) Object.assign(heat.measures, b.measures);
+    else if (!b.away) waiting = setTimeout(beside, 700);
+    choices(b);
+  }
+  function choices(b = {}) {
+    const button = (id, m) => h("button", {type: "button", "data-id": id, onclick: () => { measure = id; paint(); }}, m.title);
+    const later = heat.measures.amplification ? [] : [["amplification", "amplification"], ["overlap", "overlap with W0"]].map(([id, text]) =>
+      h("button", {type: "button", disabled: true, "data-id": id, title: heat.away ? `Needs W0: ${heat.away}` : `Being measured beside W0${b.of ? `: ${b.done} of ${b.of} matrices` : ""}`}, text));
+    which.replaceChildren(...Object.entries(heat.measures).map(([id, m]) => button(id, m)), ...later);
+    pressed();
+  }
+  const pressed = () => which.querySelectorAll("button").forEach((b) => b.setAttribute("aria-pressed", b.dataset.id === measure));
   const known = (m) => { const [, l, t] = (m ?? "").split("."); return heat?.measures.norm.values[t]?.[+l] != null; };
   function blank(text, offer) {
     heat = null;
@@ -49,27 +81,30 @@ export function spectra(root) {
   }
   function build() {
     if (!heat) return;
-    const values = heat.measures[measure].values, names = Object.keys(values), narrow = root.clientWidth < 700, room = narrow ? 210 : Math.max(240, Math.min(480, innerHeight - 386));
+    const values = heat.measures[measure].values, names = Object.keys(values), narrow = root.clientWidth < 700, room = narrow ? 190 : Math.max(140, Math.min(420, innerHeight - 548));
     map = cellmap(names, values[names[0]].length, {label: "Layer by matrix; arrow keys move, and the spectrum follows", onPick: (m) => pick(m), onHover: hover,
-      height: Math.max(22, Math.min(narrow ? 72 : 160, Math.round(room / names.length)))});
+      height: Math.max(20, Math.min(narrow ? 72 : 160, Math.round(room / names.length)))});
     left.replaceChildren(map.node);
     paint();
-    if (current) map.mark(current.m);
+    if (glass.current) map.mark(glass.current.m);
   }
   function paint() {
     const {values, title: name, say: text} = heat.measures[measure], all = Object.values(values).flat().filter((x) => x != null);
-    const high = Math.max(...all), low = measure === "norm" ? 0 : Math.min(...all), colour = measure === "norm" ? warmth : cividis;
-    map.paint(values, low, high, (l, t, x) => x == null ? `layer ${l} ${t}, frozen` : `layer ${l} ${t}, ${name} ${x.toPrecision(3)}`, colour);
-    which.querySelectorAll("button").forEach((b) => b.setAttribute("aria-pressed", b.dataset.id === measure));
-    scale.replaceChildren(h("span", {}, low.toPrecision(2).replace(/^0\.0$/, "0")), h("i", {style: {background: `linear-gradient(90deg, ${Array.from({length: 10}, (_, i) => colour(i / 9)).join(",")})`}}), h("span", {}, high.toPrecision(2)),
-      h("span", {class: "ll-muted"}, measure === "norm" ? `${name}, size of the update` : `${name} of ${heat.rank} (Σσ²/σ₁²)`));
-    heatSay.textContent = text;
+    const high = Math.max(...all), low = measure === "norm" ? 0 : Math.min(...all), colour = measure === "norm" ? warmth : cividis, part = measure === "overlap";
+    const number = (x) => part ? `${(100 * x).toPrecision(2)} %` : x.toPrecision(3), word = (l, t) => heat.words[`layers.${l}.${t}`];
+    map.paint(values, low, high, (l, t, x) => x == null ? `layer ${l} ${t}, frozen` : `layer ${l} ${t}, ${name} ${number(x)}, ${word(l, t)}`, colour);
+    map.at.forEach((c) => { c.title = c.getAttribute("aria-label"); });
+    pressed();
+    scale.replaceChildren(h("span", {}, low ? number(low) : "0"), h("i", {style: {background: `linear-gradient(90deg, ${Array.from({length: 10}, (_, i) => colour(i / 9)).join(",")})`}}), h("span", {}, number(high)),
+      h("span", {class: "ll-muted"}, {norm: `${name}, size of the update`, stable_rank: `${name} of ${heat.rank} (Σσ²/σ₁²)`, amplification: "‖ΔW‖ over ‖UᵀW0V‖, times", overlap: "‖UᵀW0V‖ over the most possible"}[measure]));
+    heatSay.textContent = measure === "norm" || measure === "stable_rank" ? `${text} ${heat.verdicts}` : text;
   }
 
-  const ask = (m) => { if (!cache.has(m)) cache.set(m, get("spectrum", {run: heat.run, m}).catch((error) => { cache.delete(m); throw error; })); return cache.get(m); };
+  const ask = (m) => { if (!cache.has(m)) cache.set(m, get("spectrum", {...key(), m}).catch((error) => { cache.delete(m); throw error; })); return cache.get(m); };
   async function pick(m, told = true) {
     const began = performance.now(), mine = ++picking;
     map.mark(m);
+    across.mark(m);
     ghost = null;
     fault.textContent = "";
     let r;
@@ -79,35 +114,27 @@ export function spectra(root) {
       return;
     }
     if (mine !== picking || !heat || r.run !== heat.run) return;
-    current = r;
-    state.matrix = r.m;
-    title.textContent = r.title;
-    title.title = r.path;
-    say.textContent = r.say;
-    facts.replaceChildren(...r.facts.flatMap(([k, v]) => [h("span", {}, `${k} `, h("b", {}, v))]), h("span", {class: "sp-path"}, r.path));
-    plot.setAttribute("role", "img");
-    plot.setAttribute("aria-label", `Singular values of ΔW in ${r.title}. ${r.say}`);
-    await draw(plot, r.figure);
+    await glass.show(r, heat, key());
     globalThis.LoraLab.clicks = [...(globalThis.LoraLab.clicks ?? []), performance.now() - began].slice(-100);
-    if (told || asked()) address({m: r.m});
+    if (state.matrix !== r.m) state.matrix = r.m;
+    if (told || asked("m")) address({m: r.m});
   }
-  const asked = () => new URLSearchParams(location.search).has("m");
   /* Pointing at another cell lays its spectrum over the chosen one. */
   async function hover(m) {
+    const {current} = glass;
     if (!current) return;
-    if (!m || m === current.m || !known(m)) { if (ghost) { ghost = null; draw(plot, current.figure); } return; }
-    const on = current;
+    if (!m || m === current.m || !known(m)) { if (ghost) { ghost = null; glass.over(null); } return; }
     let r;
     try { r = await ask(m); } catch { return; }
-    if (on !== current) return;
+    if (current.m !== glass.current?.m) return;
     ghost = r.m;
-    const over = {x: r.sigma.map((_, i) => i + 1), y: r.sigma, mode: "lines", type: "scatter", line: {color: "#0f172a", width: 1.5}, opacity: 0.55, hoverinfo: "skip", name: r.m};
-    draw(plot, {data: [...current.figure.data, over], layout: current.figure.layout});
+    glass.over(r);
   }
   let was = null, wide = null;
   on("start run ended", open);
-  on("view", (v) => { const key = v && `${v.run}.${v.adapter}.${v.live}`; if (was && key !== was && v) open(); was = key; });
-  on("matrix", (m) => { if (heat && known(m)) pick(m, false); });
-  on("back", () => { if (!current) open(); });
+  on("view", (v) => { const now = v && `${v.run}.${v.adapter}.${v.live}`; if (was && now !== was && v) open(); was = now; });
+  on("matrix", (m) => { if (heat && known(m) && m !== glass.current?.m) pick(m, false); });
+  on("tab", (t) => { if (t === "spectra") { beside(); glass.wake(); } });
+  on("back", () => { if (!glass.current) open(); });
   new ResizeObserver(() => { const now = root.clientWidth < 700; if (root.clientWidth && now !== wide) { wide = now; build(); } }).observe(root);
 }
