@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+import psutil
+
 from app.pages import help, words
 from app.pages.lab import Lab
 from app.runs.run import Run, describe
@@ -17,14 +19,6 @@ PREVIEW_ROWS = 8
 # a name of a setting, as error messages begin -> the control that it belongs to
 FIELDS = ("rank", "alpha", "layers", "steps", "batch_size", "lr", "seed", "accumulate", "max_tokens", "eval_rows",
           "warmup", "weight_decay", "clip", "dropout", "lr_ratio")  # fmt: skip
-PRESETS = (
-    {"name": "paper", "say": "q and v of every layer at rank 8, as in most of the paper (section 4.2)",
-     "spec": {"targets": ["q", "v"], "rank": 8, "layers": "all"}},
-    {"name": "all linear", "say": "every matrix of every layer at rank 8",
-     "spec": {"targets": "all", "rank": 8, "layers": "all"}},
-    {"name": "tiny", "say": "v alone at rank 1: about the smallest adapter that learns",
-     "spec": {"targets": ["v"], "rank": 1, "layers": "all"}},
-)  # fmt: skip
 
 
 def boot(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
@@ -54,7 +48,7 @@ def boot(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     return {
         "models": models,
         "tasks": [{"name": n, "about": about} for n, about in task_names()],
-        "presets": PRESETS,
+        "memory": psutil.virtual_memory().available,
         "glossary": words.GLOSSARY,
         "help": help.HELP,
         "facts": facts,

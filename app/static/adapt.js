@@ -1,8 +1,9 @@
 /* Adapt: the drawing of one layer is the control; beside it what the choice costs, before anything is trained. */
 import "./layer_map.js";
-import {Away, Refused, emit, fmt, h, layersOf, on, post, same, show, state} from "./core.js";
+import {Away, Refused, emit, fmt, h, layersOf, on, post, show, state} from "./core.js";
 import {budgetOf, loadOf, timeOf} from "./budget.js";
 import {dataRow} from "./data.js";
+import {presets} from "./presets.js";
 import {choose, chosen} from "./formula.js";
 import {mark as what} from "./help.js";
 
@@ -19,22 +20,21 @@ export function adapt(root) {
     return h("div", {class: `bg-row${base ? " base" : ""}`}, h("dt", {}, text), val, h("dd", {class: "bg-bar", "aria-hidden": "true"}, fill));
   };
   const stepLabel = h("dt"), step = h("dd");
-  const presets = h("div", {class: "ll-tabs", role: "group", "aria-label": "Presets"});
+  const ready = presets(({spec, config}) => {
+    state.config = {...state.config, ...config};
+    take({...state.spec, ...spec}, true);
+    map.set(shown());
+    emit("config", true);
+  });
   const go = h("button", {class: "ll-button go", type: "button", onclick: () => { show("train"); document.getElementById("train-button").focus(); }});
   root.append(h("div", {class: "ll-grid"},
     h("section", {class: "ll-card ad-card", style: {"--span": 8}}, h("div", {class: "ll-head"}, title, h("p", {class: "ll-note"}, "Click a matrix to adapt it. Matrices are to scale.", what("targets", "a matrix here"))), holder, fault),
     h("section", {class: "ll-card bg", id: "budget", "aria-label": "What it costs", style: {"--span": 4}}, h("h2", {}, "What it costs"), big, sub,
       h("dl", {class: "bg-rows"}, row("file", "adapter file"), row("full", "full copy", true), row("mem", "training memory"), row("fullmem", "full fine-tuning", true),
         h("div", {class: "bg-row"}, stepLabel, step)),
-      h("div", {class: "bg-pre"}, h("span", {class: "ll-muted"}, "presets"), presets), go)));
+      h("div", {class: "bg-pre"}, ready.nodes), go)));
 
   let map = null, seq = 0, timer = 0, last = null;
-  const targetsOf = (p) => p.spec.targets === "all" ? state.facts.matrices.map((m) => m.name) : p.spec.targets;
-  state.boot.presets.forEach((p) => presets.append(h("button", {type: "button", title: p.say, "aria-pressed": "false", onclick: () => {
-    const names = state.facts.matrices.map((m) => m.name), targets = targetsOf(p).filter((t) => names.includes(t));
-    take({...state.spec, ...p.spec, targets}, true);
-    map.set(shown());
-  }}, p.name)));
 
   /* The map knows layers as a list; a spec says "all" where it is all of them. */
   const shown = () => ({...state.spec, layers: layersOf(state.spec)});
@@ -88,10 +88,7 @@ export function adapt(root) {
     state.time = t;
     say(!spec.targets.length ? "Choose at least one matrix: click q or v." : !layersOf(spec).length ? "Choose at least one layer: drag over the strip." : last?.message ?? "");
     go.textContent = `Go to training ${`(${fmt.int(config.steps)} step${config.steps === 1 ? "" : "s"}${t ? ` ≈ ${fmt.time(t.total_s)}` : ""})`.replaceAll(" ", "\u00a0")}`;
-    presets.querySelectorAll("button").forEach((x, i) => {
-      const p = state.boot.presets[i];
-      x.setAttribute("aria-pressed", same([targetsOf(p), p.spec.rank, p.spec.layers], [spec.targets, spec.rank, spec.layers]));
-    });
+    ready.refresh();
     emit("time", t);
   }
   function say(text) {

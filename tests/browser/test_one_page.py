@@ -62,3 +62,26 @@ def test_every_setting_has_its_sign(open_page: Callable[..., Page]) -> None:
         page.locator(f"#panel-adapt .ll-q[data-help={key}]").click()
         expect(page.get_by_role("dialog")).to_be_visible()
         page.keyboard.press("Escape")
+
+
+def test_presets_fill_the_form_and_say_what_for(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    say, chips = page.locator(".bg-say"), page.locator(".ll-chip")
+    chips.filter(has_text="ten-second demo").click()
+    form = page.evaluate("({...LoraLab.state, time: LoraLab.state.time.total_s})")
+    steps = form["config"]["steps"]
+    assert f"{steps} steps" in say.inner_text() and form["spec"]["layers"] == list(range(15, 30))
+    # as near to ten seconds as the bounds of what still shows something let it be; Python may know better by now
+    assert steps in (24, 200) or 4 < form["time"] < 20
+    expect(chips.filter(has_text="ten-second demo")).to_have_attribute("aria-pressed", "true")
+    chips.filter(has_text="paper's setting").click()
+    spec, config = page.evaluate("[LoraLab.state.spec, LoraLab.state.config]")
+    assert (spec["targets"], spec["rank"], spec["alpha"], spec["layers"]) == (["q", "v"], 4, 32, "all")
+    assert (config["lr"], config["steps"], config["weight_decay"]) == (2e-4, 625, 0.01)  # 5 epochs of 1,000 rows
+    chips.filter(has_text="all linear").click()
+    expect(page.locator("#budget .ll-note").first).to_contain_text("210 of 210 matrices")
+    chips.filter(has_text="your machine's limit").click()
+    expect(page.locator("#rank input")).to_have_value("192")  # no more is possible in k and v
+    expect(page.locator(".ad-card .ll-fault")).to_be_empty()
+    page.fill("#rank input", "3")
+    expect(page.locator(".ll-chip[aria-pressed=true]")).to_have_count(0)
