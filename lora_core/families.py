@@ -173,8 +173,9 @@ USUAL: dict[str, tuple[str, ...]] = {
 def inspect(paths: list[str]) -> dict[str, str]:
     """{path: target} for the matrices at these paths, by their names and their neighbours.
 
-    Attention needs q, k and v side by side, and o beside them; an MLP needs up and down side by side. So a module that
-    is merely called out_proj is nothing, and what cannot be placed is left out.
+    Attention needs q, k and v side by side, and o beside them; where q_proj, k_proj and o_proj have no v_proj, k is
+    also v. An MLP needs up and down side by side. So a module that is merely called out_proj is nothing, and what
+    cannot be placed is left out.
     """
     blocks: dict[str, dict[str, str]] = {}
     for path in paths:
@@ -184,7 +185,7 @@ def inspect(paths: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for block in blocks.values():
         named = {t: [block[n] for n in names if n in block] for t, names in USUAL.items()}
-        attention = all(named[t] for t in "qkv")
+        attention = all(named[t] for t in "qkv") or not named["v"] and {"q_proj", "k_proj", "o_proj"} <= set(block)
         mlp = not attention and all(named[t] for t in ("up", "down"))
         for t in ("q", "k", "v", "o") if attention else ("gate", "up", "down") if mlp else ():
             if len(named[t]) == 1:

@@ -10,7 +10,7 @@ from torch import nn
 
 from lora_core.errors import UserError, nearest, unknown
 from lora_core.families import DIRECT, ENDS, TARGETS, guess
-from lora_core.sites import Site, find_sites, weight_shape
+from lora_core.sites import Site, find_sites, key_is_value, weight_shape
 from lora_core.spec import LoraSpec
 
 TOP = re.compile(r"top\d{1,4}")  # the last layers
@@ -182,7 +182,9 @@ def select(model: nn.Module, spec: LoraSpec) -> list[Site]:
         chosen = {k: s for k, s in chosen.items() if s.layer is None or s.layer in spec.layers}
         for target in spec.targets:
             if target in names and not any(s.target == target for s in chosen.values()):
-                raise UserError(f"target {target!r} hits nothing in layers {', '.join(map(str, spec.layers))}")
+                where = f"target {target!r} hits nothing in layers {', '.join(map(str, spec.layers))}"
+                both = target == "v" and set(spec.layers) <= set(key_is_value(sites))
+                raise UserError(where + ("; there k is also v: name k" if both else ""))
     _check_patterns(spec, chosen.values())
     for s in chosen.values():
         _check_kind(spec, s)

@@ -166,15 +166,29 @@ def _inspected(model: nn.Module) -> list[Site]:
 
 
 def layer_shapes(model: nn.Module) -> dict[str, object]:
-    """One layer as a drawing wants it: {layers, matrices: [{name, title, out, in, stage, modules}]}.
+    """One layer as a drawing wants it: {layers, matrices: [{name, title, out, in, stage, modules, by_layer, also}]}.
 
-    modules is the number of matrices in the whole model that the name hits. Stage: 0 attention input,
-    1 attention output, 2 MLP input, 3 MLP output.
+    modules is the number of matrices in the whole model that the name hits, by_layer those in each layer. also: the
+    name that this one stands for too, {"name": "v", "layers": […]} where k is also v, or None. Stage: 0 attention
+    input, 1 attention output, 2 MLP input, 3 MLP output.
     """
     sites = find_sites(model)
+    layers = sorted({s.layer for s in sites if s.layer is not None})
+    twice = key_is_value(sites)
     matrices = []
     for name in dict.fromkeys(s.target for s in sites):
         hits = [s for s in sites if s.target == name]
         matrices.append({"name": name, "title": TITLES[name], "out": hits[0].out, "in": hits[0].in_,
-                         "stage": STAGES[name], "modules": len(hits)})  # fmt: skip
-    return {"layers": len({s.layer for s in sites}), "matrices": matrices}
+                         "stage": STAGES[name], "modules": len(hits),
+                         "by_layer": [sum(s.layer == layer for s in hits) for layer in layers],
+                         "also": {"name": "v", "layers": twice} if name == "k" and twice else None})  # fmt: skip
+    return {"layers": len(layers), "matrices": matrices}
+
+
+def key_is_value(sites: list[Site]) -> list[int]:
+    """The layers where one matrix makes keys and values: they have a q and a k, and no v."""
+    have: dict[int, set[str]] = {}
+    for s in sites:
+        if s.layer is not None:
+            have.setdefault(s.layer, set()).add(s.target)
+    return [layer for layer, names in sorted(have.items()) if {"q", "k"} <= names and "v" not in names]
