@@ -156,13 +156,13 @@ def step_side(rank: int, steps: int) -> dict[str, Any]:
 # ---- rows ------------------------------------------------------------------------------------------------------------
 def against_peer(row: str, what: str, targets: str, rank: int, steps: int, repeats: int, reach: float) -> None:
     """Ours and the peer in float32 in turn; the peer in bfloat16 too, from one row where this machine is slow at it."""
-    from lora_core.machine import gemm_rate
+    from lora_core.machine import best_dtype, gemm_rate
 
     args = (targets, str(rank))
     got: dict[str, list[dict[str, Any]]] = {"ours": [], "float32": [], "bfloat16": []}
     slow = gemm_rate("bfloat16") < gemm_rate("float32") / 3
     for i in range(repeats):
-        got["ours"].append(child("benchmarks.bench_training", "--side", "ours", "float32", *args, str(steps)))
+        got["ours"].append(child("benchmarks.bench_training", "--side", "ours", best_dtype(), *args, str(steps)))
         got["float32"].append(child("benchmarks.bench_training", "--side", "peer", "float32", *args, str(steps)))
         if i == 0 or not slow:
             n, batch = (1, 1) if slow else (steps, 8)

@@ -25,6 +25,8 @@ from lora_core.adapted import Adapted
 from lora_core.registry import book_of
 
 FAMILIES = ("llama", "mistral", "qwen2")
+# How far the probe's hidden states may be from transformers', relative: rounding, which is in other places.
+CLOSE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 3e-2}
 LOGITS = 30 << 20  # bytes of logits at a time; glibc takes memory above 32 MiB from the system anew at every call
 
 
@@ -51,22 +53,34 @@ def plain_loss(h: Tensor, W: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(F.linear(h, W), targets, reduction="sum")
 
 
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """softmax(scale·qkᵀ, nothing ahead)·v of q (rows, heads, time, size); k and v may have fewer heads."""
+    k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
+    ahead = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).triu(1)
+    return (scale * q @ k.transpose(-1, -2)).masked_fill(ahead, -torch.inf).softmax(-1) @ v
+
+
 # ---- fast versions ---------------------------------------------------------------------------------------------------
 class Norm(torch.autograd.Function):
-    """`plain_norm` with a frozen weight. ∂L/∂x = r·(w∘g) − x·r³·⟨w∘g, x⟩/d with r = 1/√(mean(x²) + eps)."""
+    """`plain_norm` with a frozen weight. ∂L/∂x = r·(w∘g) − x·r³·⟨w∘g, x⟩/d with r = 1/√(mean(x²) + eps).
+
+    r is at least float32; what is as large as x stays in x's dtype, rounded where transformers rounds it.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        r = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / x.shape[-1]).add_(eps).rsqrt_()
+        exact = torch.promote_types(x.dtype, torch.float32)
+        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact).square_()
+        r = r.div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, r)
-        return (x * r).mul_(weight)
+        return torch.empty_like(x).copy_(x * r).mul_(weight) if exact != x.dtype else (x * r).mul_(weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, weight, r = ctx.saved_tensors
         d = x.shape[-1]
         g = grads[0] * weight
-        along = torch.bmm(g.view(-1, 1, d), x.view(-1, d, 1)).view(r.shape)
+        along = (g * x).sum(-1, keepdim=True, dtype=r.dtype)  # bmm of vectors takes ten times that on some chips
         return g.mul_(r).addcmul_(x, along * r**3 / d, value=-1), None, None
 
 
@@ -108,6 +122,38 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     torch.mul(b, c, out=ob)
     ob.addcmul_(a, s, value=sign)
     return out
+
+
+class Attend(torch.autograd.Function):
+    """`plain_attention` of q (rows, heads, time, size), k and v (rows, fewer heads, time, size), causal.
+
+    For bfloat16 on a CPU, where torch's own backward is five times slower than the few products that it stands for.
+    The scores are computed again there, some rows at a time; heads that share k and v are one longer product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.scale = scale
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (rows, heads, time, size), kinds = ctx.saved_tensors[0].shape, ctx.saved_tensors[1].shape[1]
+        each = (heads // kinds * time, size)  # all queries of a head of k and v
+        ahead = torch.full((time, time), -torch.inf, dtype=grads[0].dtype, device=grads[0].device).triu_(1)
+        ahead = ahead.repeat(heads // kinds, 1)
+        some = max(1, LOGITS // (grads[0].element_size() * heads * time * time))
+        out = []
+        for q, g, k, v in zip(*(t.split(some) for t in (ctx.saved_tensors[0], grads[0], *ctx.saved_tensors[1:]))):
+            q, g = (t.reshape(-1, *each) for t in (q, g))
+            k, v = (t.reshape(-1, time, size) for t in (k, v))
+            p = torch.baddbmm(ahead, q, k.transpose(1, 2), alpha=ctx.scale).softmax(-1)
+            dv = torch.bmm(p.transpose(1, 2), g)
+            ds = torch._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), p, -1, p.dtype).mul_(ctx.scale)
+            out.append((torch.bmm(ds, k), torch.bmm(ds.transpose(1, 2), q), dv))
+        dq, dk, dv = (torch.cat(t) if len(t) > 1 else t[0] for t in zip(*out))
+        return (*(t.view(rows, -1, time, size) for t in (dq, dk, dv)), None)
 
 
 class Loss(torch.autograd.Function):
@@ -278,9 +324,7 @@ def _run(base: Any, ids: Tensor, at: Tensor, tree: Tree | None) -> Tensor:
         if tree is not None and shared:
             q, k, v = (cast(Tensor, Spread.apply(t, tree.of)) for t in (q, k, v))
         q, k, v = (t.view(rows, time, -1, attn.head_dim).transpose(1, 2) for t in (q, k, v))
-        a = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=attn.scaling,
-                                           enable_gqa=q.shape[1] != k.shape[1])  # fmt: skip
-        a = a.transpose(1, 2).reshape(rows * time, -1)
+        a = attention(q, k, v, attn.scaling).transpose(1, 2).reshape(rows * time, -1)
         if tree is not None and i == len(layers) - 1:  # only what is asked for: no layer attends to the rest
             a, x = cast(Tensor, Pick.apply(a, at)), cast(Tensor, Spread.apply(x, tree.of[at]))
         elif shared:
@@ -290,6 +334,13 @@ def _run(base: Any, ids: Tensor, at: Tensor, tree: Tree | None) -> Tensor:
         x = x + mlp.down_proj(SwiGLU.apply(mlp.gate_proj(n), mlp.up_proj(n)))
     x = _norm(base.norm, x)
     return x[at] if tree is None else x
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """`plain_attention`, by what is fastest for these."""
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu":
+        return cast(Tensor, Attend.apply(q, k, v, scale))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
 
 
 class Decoder:
@@ -352,8 +403,7 @@ def _base(model: nn.Module) -> Any:
         return None
     if config.hidden_act != "silu" or getattr(config, "attention_dropout", 0.0) or _windowed(config):
         return None
-    # of 16 bits: transformers rounds in between, and so must we
-    return base if base.embed_tokens.weight.dtype in (torch.float32, torch.float64) else None
+    return base if base.embed_tokens.weight.dtype in CLOSE else None
 
 
 def _watched_inside(base: Any) -> bool:
@@ -396,4 +446,6 @@ def _same(base: Any, run: Body) -> bool:
         return False
     finally:
         base.train(was)
-    return mine.shape == theirs.shape and bool((mine - theirs).norm() <= 1e-4 * theirs.norm())
+    mine, theirs = mine.double(), theirs.double()
+    close = CLOSE[base.embed_tokens.weight.dtype]
+    return mine.shape == theirs.shape and bool((mine - theirs).norm() <= close * theirs.norm())
