@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from app.pages import adapt, besides, compare, formula, microscope, questions, spectra, train
+from app.pages import adapt, besides, code, compare, cut, formula, held, microscope, questions, spectra, train
 from app.pages.lab import Lab
 from lora_core.errors import UserError
 
@@ -32,6 +32,8 @@ GET: dict[str, Question] = {
     "run": train.view,
     "form": train.form,
     "compare": compare.opened,
+    "dials": cut.dials,
+    "held": held.curve,
     "heat": spectra.heat,
     "spectrum": spectra.one,
     "microscope": microscope.look,
@@ -42,10 +44,12 @@ GET: dict[str, Question] = {
 }
 POST: dict[str, Question] = {
     "budget": adapt.confirm,
+    "code": code.written,
     "train": train.start,
     "stop": train.stop,
     "resume": train.resume,
-    "loss": compare.loss_at,
+    "speaks": compare.speaks,
+    "cut": cut.save,
     "experiment": questions.start,
     "experiment-stop": questions.stop,
 }

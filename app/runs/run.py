@@ -228,10 +228,16 @@ def command_line(request: RunRequest, out: str = "DIR") -> str:
     words |= {k: s.get(k, c.get(k)) for k in USUAL if k in s and k != "layers" or k in c}
     words |= {"full": ",".join(s.get("full") or ()) or None, "objective": request.objective}
     words |= {"template": request.template, "title": request.title, "out": out}
-    parts = [f"--{k.replace('_', '-')} {shlex.quote(f'{v:g}' if isinstance(v, float) else str(v))}"
+    parts = [f"--{k.replace('_', '-')} {shlex.quote(_exact(v) if isinstance(v, float) else str(v))}"
              for k, v in words.items() if v is not None and v != USUAL.get(k)]  # fmt: skip
     flags = [*([] if s.get("train_A", True) else ["--freeze-a"]), *(["--dora"] if s.get("dora") else [])]
     return " ".join(["lora-lab train", *parts, *flags])
+
+
+def _exact(value: float) -> str:
+    """A number in its shortest form that is read back as the same one."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def _words(name: str, value: Any) -> str:
