@@ -4,6 +4,7 @@ import {Away, Refused, emit, fmt, h, layersOf, on, post, show, state} from "./co
 import {budgetOf, loadOf, timeOf} from "./budget.js";
 import {dataRow} from "./data.js";
 import {presets} from "./presets.js";
+import {hits, missed} from "./hits.js";
 import {choose, chosen} from "./formula.js";
 import {mark as what} from "./help.js";
 
@@ -28,7 +29,7 @@ export function adapt(root) {
   });
   const go = h("button", {class: "ll-button go", type: "button", onclick: () => { show("train"); document.getElementById("train-button").focus(); }});
   root.append(h("div", {class: "ll-grid"},
-    h("section", {class: "ll-card ad-card", style: {"--span": 8}}, h("div", {class: "ll-head"}, title, h("p", {class: "ll-note"}, "Click a matrix to adapt it. Matrices are to scale.", what("targets", "a matrix here"))), holder, fault),
+    h("section", {class: "ll-card ad-card", style: {"--span": 8}}, h("div", {class: "ll-head"}, title, h("p", {class: "ll-note"}, "Click a matrix to adapt it. Matrices are to scale.", what("targets", "a matrix here"))), holder, hits(), fault),
     h("section", {class: "ll-card bg", id: "budget", "aria-label": "What it costs", style: {"--span": 4}}, h("h2", {}, "What it costs"), big, sub,
       h("dl", {class: "bg-rows"}, row("file", "adapter file"), row("full", "full copy", true), row("mem", "training memory"), row("fullmem", "full fine-tuning", true),
         h("div", {class: "bg-row"}, stepLabel, step)),
@@ -86,7 +87,7 @@ export function adapt(root) {
     stepLabel.textContent = `one step of ${load.rows} row${load.rows === 1 ? "" : "s"}`;
     step.textContent = t ? `≈ ${fmt.step(t.step_s)}` : "–";
     state.time = t;
-    say(!spec.targets.length ? "Choose at least one matrix: click q or v." : !layersOf(spec).length ? "Choose at least one layer: drag over the strip." : last?.message ?? "");
+    say(!spec.targets.length ? "Choose at least one matrix: click q or v." : !layersOf(spec).length ? "Choose at least one layer: drag over the strip." : (missed(spec, facts) || last?.message) ?? "");
     go.textContent = `Go to training ${`(${fmt.int(config.steps)} step${config.steps === 1 ? "" : "s"}${t ? ` ≈ ${fmt.time(t.total_s)}` : ""})`.replaceAll(" ", "\u00a0")}`;
     ready.refresh();
     emit("time", t);

@@ -24,7 +24,7 @@ export function hits() {
   const say = () => {
     const {facts, spec} = state;
     line.replaceChildren();
-    if (!facts?.matrices[0]?.by_layer || !spec.targets.length || !layersOf(spec).length) return;
+    if (!facts || !spec.targets.length || !layersOf(spec).length) return;
     line.append("hits ", ...hitsOf(spec, facts).flatMap(({name, modules, layers, also}, i) => [i ? ", " : "", h("b", {}, name),
       ` ${i ? `${modules} in ${layers}` : `${plural(modules, "module")} in ${plural(layers, "layer")}`}${also ? ` (${name} is also ${also.name} in ${also.layers} of them)` : ""}`]));
   };

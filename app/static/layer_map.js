@@ -1,8 +1,8 @@
 /* layer_map.js: one transformer layer, drawn to scale, as the control for a LoRA spec.
  *
  *   const map = LayerMap(root, {
- *     matrices: [{name: "q", title: "query", out: 576, in: 576, stage: 0, modules: 30}, ...],
- *        // stage: 0 attention input, 1 attention output, 2 MLP input, 3 MLP output; modules: how many the model has
+ *     matrices: [{name: "q", title: "query", out: 576, in: 576, stage: 0, modules: 30, by_layer: [1, …]}, ...],
+ *        // stage: 0 attention input, 1 attention output, 2 MLP input, 3 MLP output; modules: how many the model has, by_layer: in each layer
  *     layers: 30,                                    // how many such layers the model has
  *     ranks: [1, 2, 4, 8, 16, 32, 64],               // the stops of the dial
  *     state: {targets: ["q", "v"], layers: [0, 1, ...], rank: 8, alpha: 16, scaling: "alpha/r"},
@@ -178,7 +178,7 @@ globalThis.LayerMap = (() => {
         : `${m.name}${m.title && m.title !== m.name ? ` (${m.title})` : ""}: ${hits(m)} of ${m.modules ?? layers} adapted. W0 ${thousands(m.out * m.in)} numbers; B ${m.out}×${r} and A ${r}×${m.in} ${thousands(n)}` +
           (n < m.out * m.in ? `, ${+(m.out * m.in / n).toPrecision(2)} times fewer.` : ": no saving at this rank.");
     }
-    const hits = (m) => state.targets.includes(m.name) ? Math.round((m.modules ?? layers) * state.layers.length / layers) : 0;
+    const hits = (m) => state.targets.includes(m.name) ? state.layers.reduce((n, l) => n + (m.by_layer?.[l] ?? 1), 0) : 0;
     const scaleOf = () => state.scaling === "alpha/sqrt(r)" ? state.alpha / Math.sqrt(state.rank) : state.alpha / state.rank;
     const say = (x) => Number.isFinite(x) ? `${+x.toPrecision(3)}` : "–";
 
