@@ -72,7 +72,15 @@ def changed(given: Any, always: Sequence[str], never: Sequence[str] = ()) -> dic
 
 
 def arguments(*first: Any, **named: Any) -> str:
-    return ", ".join([repr(v) for v in first] + [f"{k}={v!r}" for k, v in named.items()])
+    return ", ".join([repr(v) for v in first] + [f"{k}={short(v)}" for k, v in named.items()])
+
+
+def short(value: Any) -> str:
+    """A value as it is written in Python; neighbouring layers as a range."""
+    numbers = isinstance(value, tuple) and len(value) > 2 and all(isinstance(v, int) for v in value)
+    if numbers and value == tuple(range(value[0], value[-1] + 1)):
+        return repr(range(value[0], value[-1] + 1))
+    return repr(value)
 
 
 def notebook(request: RunRequest, spec: Any, config: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 /* The frame: one status line whose pieces lead to their tabs, the tabs, the words of the paper, light and dark. */
 import {h, icon, layersOf, on, same, saySpec, show, state} from "./core.js";
+import {code} from "./code.js";
 import {formula} from "./formula.js";
 
 export function frame(root, {value}) {
@@ -24,8 +25,9 @@ export function frame(root, {value}) {
   }}, icon("M20.5 14.5A8.5 8.5 0 0 1 9.5 3.5a8.5 8.5 0 1 0 11 11z"));
   const help = h("button", {class: "ll-icon", type: "button", "aria-label": "What the words mean", title: "What the words mean", onclick: () => words.showModal()},
     icon("M9.1 9a3 3 0 1 1 4.6 2.5c-1 .7-1.7 1.3-1.7 2.5M12 17.5v.01"));
-  root.append(h("header", {class: "ll-status"}, h("h1", {class: "ll-brand"}, mark(), "LoRA Lab"), sentence, h("div", {class: "ll-tools"}, themes, help)),
-    h("div", {class: "ll-nav"}, list, formula()), away, words);
+  const asCode = code();
+  root.append(h("header", {class: "ll-status"}, h("h1", {class: "ll-brand"}, mark(), "LoRA Lab"), sentence, h("div", {class: "ll-tools"}, asCode.button, themes, help)),
+    h("div", {class: "ll-nav"}, list, formula()), away, words, asCode.sheet);
   words.addEventListener("click", (e) => { if (e.target === words) words.close(); });
 
   const saved = keep("ll-theme");

@@ -43,7 +43,7 @@ new MutationObserver(() => shown.forEach((figure, div) => div.isConnected && dra
   .observe(document.body, {attributes: true, attributeFilter: ["class"]});
 
 /* ---- taking a picture along ------------------------------------------------------------------------------------ */
-function save(name, text, type) {
+export function save(name, text, type) {
   const a = h("a", {href: URL.createObjectURL(new Blob([text], {type})), download: name});
   a.click();
   setTimeout(() => URL.revokeObjectURL(a.href), 1000);

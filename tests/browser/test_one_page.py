@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import Server
 
 
 def test_a_symbol_lights_its_drawing_and_a_drawing_its_symbol(open_page: Callable[..., Page]) -> None:
@@ -85,3 +88,20 @@ def test_presets_fill_the_form_and_say_what_for(open_page: Callable[..., Page]) 
     expect(page.locator(".ad-card .ll-fault")).to_be_empty()
     page.fill("#rank input", "3")
     expect(page.locator(".ll-chip[aria-pressed=true]")).to_have_count(0)
+
+
+def test_the_form_as_code(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page()
+    page.fill("#rank input", "5")
+    page.get_by_role("button", name="This form as code").click()
+    sheet = page.get_by_role("dialog", name="This form as code")
+    expect(sheet.locator(".cd-text")).to_contain_text("--rank 5")
+    sheet.get_by_role("button", name="Notebook").click()
+    with page.expect_download() as download:
+        sheet.get_by_role("button", name="Save train.ipynb").click()
+    saved = json.loads(download.value.path().read_text())
+    form = page.evaluate("({model: LoraLab.state.facts.name, ...LoraLab.state})")
+    body = {k: form[k] for k in ("model", "spec", "config", "data")}
+    assert saved == server.ask("code", body)["notebook"]
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="This form as code")).to_be_focused()

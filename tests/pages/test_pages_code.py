@@ -100,6 +100,8 @@ def test_a_file_of_ones_own_and_the_usual_settings(page: TestClient, model: str,
     config = {"steps": 2, "batch_size": 2, "eval_rows": 2, "max_tokens": 32}
     answer = say(page, "code", model=facts["name"], spec={}, config=config, data={"file": file["file"]})
     assert "my rows.txt" in answer["note"] and "--data 'my rows.txt'" in answer["command"]
+    ranged = say(page, "code", model=facts["name"], spec={"layers": [1, 2, 3]}, config=config, data={"task": "pirate"})
+    assert "layers=range(1, 4)" in ranged["python"]
     assert "rank_pattern" not in answer["python"] and "warmup" not in answer["python"]  # as usual: not written
     (tmp_path / "my rows.txt").write_text(rows)
     (tmp_path / "train.py").write_text(answer["python"])
