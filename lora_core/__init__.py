@@ -45,7 +45,11 @@ _HOME = {
     "lora_core.train": ("TrainConfig", "TrainEvent", "train"),
     "lora_core.generate": ("Generation", "generate"),
     "lora_core.cuts": ("Cuts", "measure_cuts"),
-    "lora_core.evaluate": ("Loss", "TokenDiff", "evaluate", "measure", "score", "token_differences"),
+    "lora_core.dials": ("Dials", "losses_together"),
+    "lora_core.knockout": ("Holders", "gain_shares", "holders"),
+    "lora_core.merge_fit": ("Fit", "merge_fit"),
+    "lora_core.evaluate": ("Loss", "TokenDiff", "evaluate", "measure", "score", "text_differences",
+                           "token_differences"),
     "lora_core.effect": ("Effect",),
     "lora_core.changed": ("measure_effect",),
     "lora_core.frames": ("to_frame",),
@@ -64,15 +68,18 @@ if TYPE_CHECKING:
     from lora_core.compress import Compressed, compress
     from lora_core.cuts import Cuts, measure_cuts
     from lora_core.delta import Delta
+    from lora_core.dials import Dials, losses_together
     from lora_core.effect import Effect
     from lora_core.errors import UserError
     from lora_core.estimate import seconds_per_step
-    from lora_core.evaluate import Loss, TokenDiff, evaluate, measure, score, token_differences
+    from lora_core.evaluate import Loss, TokenDiff, evaluate, measure, score, text_differences, token_differences
     from lora_core.experiments import Experiment, Lab, Result, find_experiment, run_experiment, stored_result
     from lora_core.files import Stored, read_adapter
     from lora_core.frames import to_frame
     from lora_core.generate import Generation, generate
     from lora_core.home import home
+    from lora_core.knockout import Holders, gain_shares, holders
+    from lora_core.merge_fit import Fit, merge_fit
     from lora_core.methods import method_spec, size_for
     from lora_core.models import load_model, registry
     from lora_core.objective import CausalLM, Objective

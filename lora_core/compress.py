@@ -20,7 +20,7 @@ import safetensors
 
 from lora_core.allocate import allocate
 from lora_core.blocks import SIZES, Block, Shapes, blocks_of, entries_length, header_of, ordered, twins_of
-from lora_core.errors import UserError
+from lora_core.errors import UserError, unknown
 from lora_core.families import DIRECT
 from lora_core.files import read_adapter
 from lora_core.home import writing
@@ -50,7 +50,8 @@ class Compressed:
     ranks        {matrix: the directions that are kept}; before: {matrix: its rank}
     file_bytes   of adapter_model.safetensors; before_bytes: of the one that was cut
     kept_energy  Σ kept σ² over Σ σ², over all matrices
-    difference   ‖written − whole‖_F / ‖whole‖_F over all matrices, from the file read back: √(1 − kept_energy)
+    difference   ‖written − whole‖_F / ‖whole‖_F over all matrices, from the file read back: √(1 − kept_energy), unless
+                 it was scaled as well
     rounding     the largest ‖written − exact cut‖_F / ‖exact cut‖_F of a matrix: what float32 factors cost
     """
 
@@ -69,63 +70,36 @@ class Compressed:
 
 
 def compress(folder: str | Path, out: str | Path, *, rank: int | None = None, energy: float | None = None,
-             mb: float | None = None) -> Compressed:  # fmt: skip
+             mb: float | None = None, ranks: Mapping[str, int] | None = None,
+             strength: float = 1.0) -> Compressed:  # fmt: skip
     """Cut a stored adapter and write the result to `out`, in PEFT's format, each matrix with its own rank.
 
     rank    every matrix keeps its first `rank` directions
     energy  every matrix keeps the fewest directions that hold this share of its Σσ², above 0 to 1
     mb      those directions of all matrices are kept which hold the most of Σσ² over all of them in a weights file of
             at most so many megabytes (10⁶ bytes), header included; see `allocate`
+    ranks   {matrix: the directions that it keeps}; a matrix that is not named is left out
 
-    Give one of the three. The written file is read back and compared. Raises UserError for a value that is not
-    possible, for what cannot be read or written, and where nothing of the adapter would be left.
+    Give one of the four. strength: what is kept is multiplied by it (not with DoRA, whose magnitudes do not scale). The
+    written file is read back and compared. Raises UserError for a value that is not possible, for what cannot be read
+    or written, and where nothing of the adapter would be left.
     """
     folder, out = Path(folder), Path(out)
-    _check(rank, energy, mb)
-    stored = read_adapter(folder)
-    if not stored.sites:
-        raise UserError(f"{folder} has no low-rank updates to cut: all that it changes is trained itself")
+    _check(rank, energy, mb, ranks)
     if out.resolve() == folder.resolve():
         raise UserError(f"{out} holds what is being cut; name another folder")
     if (out / "config.json").exists() and not (out / CONFIG).exists():
         raise UserError(f"{out} holds a model; name another folder for the adapter")
-    work = _Work(stored)
-    if rank is not None:
-        if rank < work.least:
-            raise UserError(f"{folder} is DoRA's, whose magnitudes stand beside at least one direction of each matrix;"
-                            " give --rank 1 or more")  # fmt: skip
-        ranks = {k: min(rank, n) for k, n in work.most.items()}
-    elif energy is not None:
-        ranks = {k: max(work.least, _enough(s, energy)) for k, s in work.sigma.items()}
-    else:
-        assert mb is not None
-        ranks = work.fit(mb)
-    if not any(ranks.values()) and not stored.copies:
-        raise UserError(f"nothing of {folder} would be left: " + (
-            "ΔW is zero in every matrix" if not any(work.most.values()) else
-            "with rank 0 it is the base model; keep 1 or more"))  # fmt: skip
-    data = work.file(ranks)
-    config, lab = work.config(ranks), work.lab(ranks)
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        write(out / WEIGHTS, data)
-        write(out / CONFIG, json.dumps(config, indent=2).encode())
-        if lab is None:
-            (out / LAB).unlink(missing_ok=True)
-        else:
-            write(out / LAB, json.dumps(lab, indent=1, ensure_ascii=False).encode())
-    kept = sum(float(np.square(s[: ranks[k]]).sum()) for k, s in work.sigma.items())
-    total = sum(float(np.square(s).sum()) for s in work.sigma.values())
-    difference, rounding = work.compare(read_adapter(out), ranks)
-    return Compressed(path=str(out), ranks=ranks, before={k: len(s.A) for k, s in stored.sites.items()},
-                      file_bytes=len(data), before_bytes=(folder / WEIGHTS).stat().st_size,
-                      kept_energy=kept / total if total else 1.0, difference=difference, rounding=rounding)  # fmt: skip
+    plan = Plan(read_adapter(folder))
+    return plan.write(out, plan.ranks(rank=rank, energy=energy, mb=mb, ranks=ranks), strength)
 
 
-def _check(rank: int | None, energy: float | None, mb: float | None) -> None:
-    given = [n for n, v in (("rank", rank), ("energy", energy), ("mb", mb)) if v is not None]
+def _check(rank: int | None, energy: float | None, mb: float | None, ranks: Mapping[str, int] | None) -> None:
+    ways = {"rank": rank, "energy": energy, "mb": mb, "ranks": ranks}
+    given = [n for n, v in ways.items() if v is not None]
     if len(given) != 1:
-        raise UserError(f"give one of rank, energy and mb: how much is kept; given {' and '.join(given) or 'none'}")
+        raise UserError("give one of rank, energy, mb and ranks: how much is kept; given "
+                        f"{' and '.join(given) or 'none'}")  # fmt: skip
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 0):
         raise UserError(f"rank is {rank!r}; it is how many directions each matrix keeps: 0, 1, 2 …")
     if energy is not None and not 0 < energy <= 1:
@@ -141,10 +115,16 @@ def _enough(sigma: np.ndarray, share: float) -> int:
     return int(np.searchsorted(e, share * e[-1] * (1 - NOTHING)) + 1) if e[-1] else 0
 
 
-class _Work:
-    """A stored adapter on its way to a smaller one: its blocks, the SVD of each matrix, and what is carried over."""
+class Plan:
+    """A stored adapter on its way to a smaller one: its blocks, the SVD of each matrix, and what is carried over.
+
+    sigma  {matrix: its singular values (n,)}; most: {matrix: how many of them are more than rounding}
+    Raises UserError for an adapter without low-rank updates.
+    """
 
     def __init__(self, stored: Stored) -> None:
+        if not stored.sites:
+            raise UserError(f"{stored.folder} has no low-rank updates to cut: all that it changes is trained itself")
         self.stored = stored
         self.source = read_json(stored.folder / LAB) if stored.spec is not None else {}
         named = self.source.get("copies", [])
@@ -164,6 +144,32 @@ class _Work:
             self.raw: dict[str, dict[str, Any]] = dict(safetensors.deserialize(f.read()))
 
     # ---- how much of each
+    def ranks(self, *, rank: int | None = None, energy: float | None = None, mb: float | None = None,
+              ranks: Mapping[str, int] | None = None) -> dict[str, int]:  # fmt: skip
+        """{matrix: directions that are kept} for one of the four ways of `compress`. UserError for what cannot be."""
+        _check(rank, energy, mb, ranks)
+        if rank is not None:
+            ranks = {k: rank for k in self.most}
+        if ranks is not None:
+            if wrong := next((k for k in ranks if k not in self.most), None):
+                raise unknown("matrix", wrong, self.most, f"in {self.stored.folder}")
+            found = {k: ranks.get(k, 0) for k in self.most}
+            if any(n < self.least for n in found.values()):
+                raise UserError(f"{self.stored.folder} is DoRA's, whose magnitudes stand beside at least one direction"
+                                " of each matrix; give --rank 1 or more" if self.least else
+                                "ranks has a negative number; a matrix keeps 0, 1, 2 … directions")  # fmt: skip
+            return self._spread(found)
+        if energy is not None:
+            return {k: max(self.least, _enough(s, energy)) for k, s in self.sigma.items()}
+        assert mb is not None
+        return self.fit(mb)
+
+    def energy(self, ranks: Mapping[str, int]) -> float:
+        """Σ kept σ² over Σ σ², over all matrices; 1 for ΔW = 0."""
+        kept = sum(float(np.square(s[: ranks[k]]).sum()) for k, s in self.sigma.items())
+        total = sum(float(np.square(s).sum()) for s in self.sigma.values())
+        return kept / total if total else 1.0
+
     def fit(self, mb: float) -> dict[str, int]:
         """The ranks that keep the most of Σσ² in a file of so many megabytes."""
         room = math.floor(mb * MB)
@@ -277,9 +283,35 @@ class _Work:
         shapes = self._shapes(ranks)
         return len(header_of(shapes)) + sum(SIZES[d] * math.prod(s) for d, s in shapes.values())
 
-    def file(self, ranks: Mapping[str, int]) -> bytes:
+    def write(self, out: Path, ranks: Mapping[str, int], strength: float = 1.0) -> Compressed:
+        """Write what is left with these ranks, read it back and compare; see `compress`."""
+        stored = self.stored
+        if self.least and strength != 1:
+            raise UserError(f"{stored.folder} is DoRA's, whose magnitudes do not scale; its strength can only be 1")
+        if not math.isfinite(strength):
+            raise UserError(f"strength is {strength}; it is a finite number, 1 for ΔW as it is")
+        if not any(ranks.values()) and not stored.copies:
+            raise UserError(f"nothing of {stored.folder} would be left: " + (
+                "ΔW is zero in every matrix" if not any(self.most.values()) else
+                "with rank 0 it is the base model; keep 1 or more"))  # fmt: skip
+        data = self.file(ranks, strength)
+        config, lab = self.config(ranks), self.lab(ranks, strength)
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            write(out / WEIGHTS, data)
+            write(out / CONFIG, json.dumps(config, indent=2).encode())
+            if lab is None:
+                (out / LAB).unlink(missing_ok=True)
+            else:
+                write(out / LAB, json.dumps(lab, indent=1, ensure_ascii=False).encode())
+        difference, rounding = self.compare(read_adapter(out), ranks, strength)
+        return Compressed(path=str(out), ranks=dict(ranks), before={k: len(s.A) for k, s in stored.sites.items()},
+                          file_bytes=len(data), before_bytes=(stored.folder / WEIGHTS).stat().st_size,
+                          kept_energy=self.energy(ranks), difference=difference, rounding=rounding)  # fmt: skip
+
+    def file(self, ranks: Mapping[str, int], strength: float = 1.0) -> bytes:
         """The weights file, in safetensors' format."""
-        cuts = {k: (B[:, : ranks[k]], A[: ranks[k]]) for k, (B, _, A) in self.svd.items()}
+        cuts = {k: (B[:, : ranks[k]] * strength, A[: ranks[k]]) for k, (B, _, A) in self.svd.items()}
         tensors = {n: v for b, r, d in self.kept(ranks) for n, v in b.tensors(cuts, r, d).items()}
         shapes, carried = self._shapes(ranks), self.carried(ranks)
         pieces = [np.ascontiguousarray(tensors[n], "<f4").tobytes() if n in tensors else
@@ -305,7 +337,7 @@ class _Work:
                 new["bias"] = "all"  # a bias may now stand in a module without factors
         return new
 
-    def lab(self, ranks: Mapping[str, int]) -> dict[str, Any] | None:
+    def lab(self, ranks: Mapping[str, int], strength: float = 1.0) -> dict[str, Any] | None:
         """lora_lab.json, for an adapter that has one."""
         spec = self.stored.spec
         if spec is None:
@@ -325,18 +357,19 @@ class _Work:
         info = dict(self.stored.info)
         whole_loss = {"whole_loss": info.pop("loss")} if "loss" in info else {}  # it was not measured with the cut
         info |= {"cut_from": str(self.stored.folder.resolve()), **whole_loss}
+        info |= {"strength": strength} if strength != 1 else {}
         return {**self.source, "format": 2, "spec": spec.to_dict(), "sites": sites, "info": info, "fresh": False}
 
-    def compare(self, written: Stored, ranks: Mapping[str, int]) -> tuple[float, float]:
+    def compare(self, written: Stored, ranks: Mapping[str, int], strength: float = 1.0) -> tuple[float, float]:
         """(difference, rounding) of `Compressed`."""
         apart, rounding = 0.0, 0.0
         for k, s in self.stored.sites.items():
             B, sigma, A = self.svd[k]
-            b, a = B[:, : ranks[k]], A[: ranks[k]]
+            b, a = B[:, : ranks[k]] * strength, A[: ranks[k]]
             n = written.sites.get(k)
             nb, na = (np.float64(n.B) * n.scaling, np.float64(n.A)) if n is not None else (b * 0, a)
             apart += _norm(np.hstack([nb, np.float64(s.B) * -s.scaling]), np.vstack([na, np.float64(s.A)])) ** 2
-            size = float(np.linalg.norm(sigma[: ranks[k]]))
+            size = abs(strength) * float(np.linalg.norm(sigma[: ranks[k]]))
             if size:  # nb·na − b·a, without the difference of two near numbers
                 rounding = max(rounding, _norm(np.hstack([nb - b, b]), np.vstack([na, na - a])) / size)
         whole = math.sqrt(sum(float(np.square(s).sum()) for s in self.sigma.values()))

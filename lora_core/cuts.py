@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_core.adapter import Adapter, put_on
-from lora_core.delta import Delta
+from lora_core.adapter import Adapter
+from lora_core.dials import Dials
 from lora_core.errors import UserError
 from lora_core.evaluate import measure
 from lora_core.frames import frame
-from lora_core.registry import book_of
 
 if TYPE_CHECKING:
     import pandas
@@ -60,14 +59,8 @@ def measure_cuts(adapter: Adapter, objective: Callable[[Adapter], Objective], ro
     """
     if not rows:
         raise UserError("there are no held-out rows to measure the cuts on")
-    if not adapter.sites:
-        raise UserError(f"adapter {adapter.name!r} has no low-rank updates to cut")
-    whole = {}
-    for key in adapter.sites:
-        f = adapter.factors(key)
-        B, A = f.factored()
-        whole[key] = Delta(B, A, f.scaling).balanced()
-    most = max(d.rank for d in whole.values())
+    dials = Dials(adapter)
+    most = max(dials.ranks.values())
     cuts: dict[int, dict[str, float]] = {}
     base = measure(objective(adapter), rows, adapters=[None])[None]
 
@@ -78,7 +71,7 @@ def measure_cuts(adapter: Adapter, objective: Callable[[Adapter], Objective], ro
             elif k == most:
                 cuts[k] = measure(objective(adapter), rows, adapters=[adapter.name])[adapter.name]
             else:
-                cut = _attach_cut(adapter, whole, k)
+                cut = dials.attach(k)
                 try:
                     cuts[k] = measure(objective(cut), rows, adapters=[cut.name])[cut.name]
                 finally:
@@ -103,22 +96,3 @@ def measure_cuts(adapter: Adapter, objective: Callable[[Adapter], Objective], ro
             middle = (least + short) // 2
             least, short = (middle, short) if enough(middle) else (least, middle)
     return Cuts(base=base, cuts=dict(sorted(cuts.items())), gain=gain, suggested_rank=least)
-
-
-def _attach_cut(adapter: Adapter, whole: dict[str, Delta], k: int) -> Adapter:
-    """A second adapter beside the first, off: the same but for s·B·A, which is cut to rank k."""
-    tensors, magnitudes = {}, {}
-    for key, d in whole.items():
-        n = max(1, min(k, d.rank))  # rank 0 is one direction of nothing
-        tensors[key] = (d.A[:n], d.B[:, :n] * bool(k), d.scaling)
-        m = adapter.factors(key).m
-        if m is not None:
-            magnitudes[key] = m.detach()
-    taken, name = book_of(adapter.model).adapters, f"{adapter.name[:80]}-cut-{k}"
-    while name in taken:
-        name += "-"
-    copies = {n: c.detach() for n, c in adapter.copies.items()}
-    cut = put_on(adapter.model, replace(adapter.spec, mask=0.0), name, [*adapter.sites.values()], tensors, magnitudes,
-                 copies, adapter.added)  # fmt: skip
-    cut.enable(False)
-    return cut

@@ -34,13 +34,18 @@ class Loss:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenDiff:
-    """One token of a text, with log p of it (nats) before and after, and the likeliest (text, p) of both there."""
+    """One token of a text, with log p of it (nats) before and after, and the likeliest (text, p) of both there.
+
+    kl  Σ p'·log(p'/p) over the whole vocabulary, in nats: how far the adapted model's distribution p' of this token is
+        from the base's p, whichever token stands there
+    """
 
     text: str
     base_logprob: float
     adapted_logprob: float
     base_top: tuple[tuple[str, float], ...]
     adapted_top: tuple[tuple[str, float], ...]
+    kl: float = math.nan
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -154,14 +159,12 @@ def score(model: nn.Module, tokenizer: Any, task: Task, *, adapters: Sequence[st
     return {name: task.score([t[j].strip() for t in last.texts], rows) for j, name in enumerate(adapters)}
 
 
-@torch.no_grad()
 def token_differences(model: nn.Module, tokenizer: Any, prompt: str, completion: str, name: str, *,
                       template: str = "{prompt} ->", top: int = 3) -> list[TokenDiff]:  # fmt: skip
     """How the adapter moved the probability of each token of a completion; [] for an empty one.
 
     Both models read the same text in one batch: prompt in its template, then the completion.
     """
-    from lora_core.adapter import rows as per_row
     from lora_core.tasks import Row
     from lora_core.tasks.encode import encode
 
@@ -170,11 +173,33 @@ def token_differences(model: nn.Module, tokenizer: Any, prompt: str, completion:
     objective = CausalLM(model, tokenizer, template)
     e = encode(tokenizer, Row(prompt, completion.strip()), template, objective.max_tokens)
     ids = e.ids[:-1] if e.ids[-1] == tokenizer.eos_token_id else e.ids  # the end of text is no word
-    n = len(ids) - e.start
+    return _differences(objective, ids, e.start, name, top)
+
+
+def text_differences(model: nn.Module, tokenizer: Any, text: str, name: str, *, top: int = 3,
+                     max_tokens: int = 256) -> list[TokenDiff]:  # fmt: skip
+    """The same for any text as it stands, without a prompt or a template; at most so many tokens of it.
+
+    Its first token has nothing before it that would make it likely, unless the tokenizer puts a begin-of-text token
+    there: else it is left out. [] for a text of one token or none.
+    """
+    objective = CausalLM(model, tokenizer, "{prompt}", max_tokens)
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    head = list(tokenizer("", add_special_tokens=True)["input_ids"])
+    begin = head[:1] if head[:1] == [tokenizer.bos_token_id] else []
+    return _differences(objective, (begin + ids)[: objective.max_tokens], 1, name, top)
+
+
+@torch.no_grad()
+def _differences(objective: CausalLM, ids: list[int], start: int, name: str, top: int) -> list[TokenDiff]:
+    """Of the tokens ids[start:], each given all before it."""
+    from lora_core.adapter import rows as per_row
+
+    model, tokenizer, n = objective.model, objective.tokenizer, len(ids) - start
     if n <= 0:
         return []
     both = torch.tensor([ids, ids], device=objective.device)
-    at = torch.cat([torch.arange(e.start - 1, len(ids) - 1) + row * (len(ids) - 1) for row in (0, 1)]).to(
+    at = torch.cat([torch.arange(start - 1, len(ids) - 1) + row * (len(ids) - 1) for row in (0, 1)]).to(
         objective.device
     )
     was = model.training
@@ -184,8 +209,9 @@ def token_differences(model: nn.Module, tokenizer: Any, prompt: str, completion:
             logp = wide(objective.logits(both, at)).log_softmax(-1).view(2, n, -1)
     finally:
         model.train(was)
-    texts = pieces(tokenizer, ids[e.start :])
+    texts = pieces(tokenizer, ids[start:])
     best = logp.topk(min(top, logp.shape[-1]), dim=-1)
+    kl = (logp[1].exp() * (logp[1] - logp[0])).nan_to_num().sum(-1).clamp_min(0).tolist()
 
     def tops(side: int, i: int) -> tuple[tuple[str, float], ...]:
         values: Tensor = best.values[side, i].exp()
@@ -194,7 +220,8 @@ def token_differences(model: nn.Module, tokenizer: Any, prompt: str, completion:
         )
 
     return [TokenDiff(text=texts[i], base_logprob=float(logp[0, i, t]), adapted_logprob=float(logp[1, i, t]),
-                      base_top=tops(0, i), adapted_top=tops(1, i)) for i, t in enumerate(ids[e.start :])]  # fmt: skip
+                      base_top=tops(0, i), adapted_top=tops(1, i), kl=kl[i])
+            for i, t in enumerate(ids[start:])]  # fmt: skip
 
 
 def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:

@@ -223,5 +223,5 @@ def test_the_least_rank_is_found_by_halving(least: int, most: int, short: float)
             k = self.rank if on else 0
             return {"loss": 3.0 if k == 0 and least else 1.0 if k >= least else 3.0 - short * k / most}
 
-    found = lc.measure_cuts(a, lambda x: Stub(max(f.A.shape[0] for f in x._factors.values())), [ROWS[0]])  # type: ignore[arg-type,return-value]
+    found = lc.measure_cuts(a, lambda x: Stub(max(int(f.B.any(0).sum()) for f in x._factors.values())), [ROWS[0]])  # type: ignore[arg-type,return-value]
     assert found.suggested_rank == least and found.cuts[least]["loss"] == (1.0 if least else found.base["loss"])

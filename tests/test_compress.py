@@ -28,7 +28,7 @@ from zoo import make, out
 import lora_core as lc
 from lora_core.adapter import put_on
 from lora_core.allocate import allocate
-from lora_core.compress import _qr, _Work
+from lora_core.compress import Plan, _qr
 
 TIED = "llama, tied, with biases"
 
@@ -228,7 +228,7 @@ def test_of_all_files_of_a_size_the_best_is_written(tmp_path: Path) -> None:
     """Against every choice of ranks, with the files' true sizes."""
     a = filled(lc.attach(tiny("llama"), lc.LoraSpec(targets=("q", "down"), rank=3, rank_pattern={"q": 2})))
     a.save(tmp_path / "whole")
-    work = _Work(lc.read_adapter(tmp_path / "whole"))
+    work = Plan(lc.read_adapter(tmp_path / "whole"))
     every = [dict(zip(work.most, ks)) for ks in itertools.product(*(range(n + 1) for n in work.most.values()))]
     table = [(work.size(r), sum(float((work.sigma[k][:n] ** 2).sum()) for k, n in r.items())) for r in every]
     total = max(e for _, e in table)
@@ -300,6 +300,27 @@ def test_cutting_twice_is_cutting_once(tmp_path: Path) -> None:
         np.testing.assert_allclose(a[k].B @ a[k].A, b[k].B @ b[k].A, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+def test_ranks_of_ones_own_and_another_strength(name: str, tmp_path: Path) -> None:
+    """Matrices that are left out, cut and scaled: −1.5 times the truncation that Delta gives, and nothing else."""
+    model = make(name, torch.float32)
+    a = stirred(lc.attach(model, lc.LoraSpec(targets=("q", "v"), rank=4)))
+    a.save(tmp_path / "whole")
+    ranks = {k: i % 4 for i, k in enumerate(a.sites)}
+    given = {k: n for k, n in ranks.items() if n}
+    result = lc.compress(tmp_path / "whole", tmp_path / "cut", ranks=given, strength=-1.5)
+    assert result.ranks == ranks and result.rounding < 1e-6
+    want = {k: -1.5 * d.double().truncate(ranks[k]).dense() for k, d in a.deltas().items() if ranks[k]}
+    whole = {k: d.double().dense() for k, d in a.deltas().items()}
+    a.detach()
+    got = {k: d.double().dense() for k, d in lc.load_adapter(model, tmp_path / "cut").deltas().items()}
+    assert got.keys() == want.keys()
+    for k in want:
+        torch.testing.assert_close(got[k], want[k], rtol=0, atol=1e-6)
+    apart = sum(float((want.get(k, 0) - d).square().sum()) for k, d in whole.items())
+    assert result.difference == pytest.approx((apart / sum(float(d.square().sum()) for d in whole.values())) ** 0.5)
+
+
 def test_what_cannot_be_cut(tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     a = filled(lc.attach(tiny("llama"), lc.LoraSpec(rank=2)))
@@ -322,6 +343,12 @@ def test_what_cannot_be_cut(tmp_path: Path) -> None:
     filled(lc.attach(tiny("llama"), lc.LoraSpec(rank=2, dora=True))).save(tmp_path / "dora")
     with pytest.raises(lc.UserError, match="magnitudes stand beside at least one direction"):
         lc.compress(tmp_path / "dora", cut, rank=0)
+    with pytest.raises(lc.UserError, match="magnitudes do not scale"):
+        lc.compress(tmp_path / "dora", cut, rank=1, strength=0.5)
+    with pytest.raises(lc.UserError, match="'v.0'"):
+        lc.compress(whole, cut, ranks={"v.0": 1})
+    with pytest.raises(lc.UserError, match="negative"):
+        lc.compress(whole, cut, ranks={next(iter(a.sites)): -1})
     stirred(lc.attach(tiny("llama"), lc.LoraSpec(targets=("norm",)))).save(tmp_path / "norms")
     with pytest.raises(lc.UserError, match="no low-rank updates"):
         lc.compress(tmp_path / "norms", cut, rank=1)

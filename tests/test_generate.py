@@ -102,6 +102,31 @@ def test_evaluate_and_token_differences_agree() -> None:
     assert lc.token_differences(model, TOK, "x", "  ", "a") == []
 
 
+@pytest.mark.parametrize("begin", [False, True])
+def test_any_text_token_by_token_with_its_divergence(begin: bool) -> None:
+    """Against both models' whole distributions, one forward pass each; KL over all of the vocabulary."""
+    model, tok = tiny("llama", dtype=torch.float64), tiny_tokenizer(begin=begin)
+    filled(lc.attach(model, lc.LoraSpec(rank=4), name="a"), std=0.5)
+    text = "the fox was not amused. Café 日本"
+    found = lc.text_differences(model, tok, text, "a", top=5)
+    ids = tok(text).input_ids
+    assert (ids[0] == tok.bos_token_id) == begin
+    p = {}
+    for name in (None, "a"):
+        with torch.no_grad(), lc.rows(model, [name]):
+            p[name] = model(torch.tensor([ids])).logits[0].softmax(-1)
+    assert len(found) == len(ids) - 1
+    for i, d in enumerate(found):
+        base, adapted = p[None][i], p["a"][i]
+        assert d.base_logprob == pytest.approx(float(base[ids[i + 1]].log()))
+        assert d.adapted_logprob == pytest.approx(float(adapted[ids[i + 1]].log()))
+        want = torch.nn.functional.kl_div(base.log(), adapted, reduction="sum")
+        assert d.kl == pytest.approx(float(want), rel=1e-6) and d.kl > 0 and len(d.adapted_top) == 5
+    assert (text if begin else text[len(tok.decode(ids[:1])):]) == "".join(d.text for d in found)
+    assert len(lc.text_differences(model, tok, text, "a", max_tokens=4)) == 3
+    assert lc.text_differences(model, tok, "", "a") == []
+
+
 def test_pieces_join_to_the_text_whatever_its_characters() -> None:
     text = "Café £30 — ΔW 日本 👍"
     ids = TOK(text, add_special_tokens=False).input_ids
