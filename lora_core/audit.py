@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lora_core.difference import noise_edge_full
 from lora_core.errors import UserError
 from lora_core.frames import frame
-from lora_core.spectra import batched_singular_values, energy, energy_rank, spectrum_of
+from lora_core.spectra import Spectrum, batched_singular_values, energy, energy_rank, spectrum_of
 
 if TYPE_CHECKING:
     import pandas
@@ -104,11 +105,18 @@ def audit(adapter: Adapter | Stored) -> Audit:
     if not items:
         raise UserError("this adapter has no low-rank updates: all that it changes is trained itself")
     sigmas = batched_singular_values({k: (B, A, s) for k, (_, _, B, A, s) in items.items()})
-    size = float(np.sqrt(np.mean([np.square(s).sum() for s in sigmas.values()])))
-    matrices = tuple(
-        _of_matrix(k, t, layer, B.shape[1], (B.shape[0], A.shape[1]), sigmas[k], size)
-        for k, (t, layer, B, A, _) in items.items()
-    )
+    return audit_spectra({k: spectrum_of(k, t, layer, B.shape[1], (B.shape[0], A.shape[1]), sigmas[k])
+                          for k, (t, layer, B, A, _) in items.items()})  # fmt: skip
+
+
+def audit_spectra(found: Mapping[str, Spectrum], *, dense: bool = False) -> Audit:
+    """The same of spectra that are known. dense: of differences of whole matrices, whose noise is one Gaussian matrix
+    rather than a product of two thin ones."""
+    if not found:
+        raise UserError("there is no update to look at")
+    sigmas = {k: np.asarray(s.singular_values) for k, s in found.items()}
+    size = float(np.sqrt(np.mean([s.norm**2 for s in found.values()])))
+    matrices = tuple(_of_matrix(s, sigmas[k], size, dense) for k, s in found.items())
     kept = kept_by_rank(sigmas)
     return Audit(matrices=matrices, suggested_rank=int(np.searchsorted(kept, ENOUGH * (1 - 1e-12))) if kept[-1] else 0,
                  kept_energy=tuple(kept.tolist()))  # fmt: skip
@@ -125,19 +133,18 @@ def kept_by_rank(sigmas: Mapping[str, np.ndarray]) -> np.ndarray:
     return kept / (kept[-1] or 1.0)
 
 
-def _of_matrix(path: str, target: str, layer: int | None, rank: int, shape: tuple[int, int], sigma: np.ndarray,
-               size: float) -> MatrixAudit:  # fmt: skip
-    s = spectrum_of(path, target, layer, rank, shape, sigma)
-    edge = noise_edge(sigma, *shape, rank)
+def _of_matrix(s: Spectrum, sigma: np.ndarray, size: float, dense: bool) -> MatrixAudit:
+    rank = s.rank
+    edge = noise_edge_full(sigma, *s.shape) if dense else noise_edge(sigma, *s.shape, rank)
     used = s.energy_99 / rank
     word = ("dead" if s.norm <= DEAD * size else "collapsed" if rank > 1 and s.energy_99 == 1
             else "partly used" if used <= FULL else "full")  # fmt: skip
     return MatrixAudit(
-        path=path,
-        target=target,
-        layer=layer,
+        path=s.path,
+        target=s.target,
+        layer=s.layer,
         rank=rank,
-        shape=shape,
+        shape=s.shape,
         norm=s.norm,
         stable_rank=s.stable_rank,
         utilization=s.stable_rank / rank,

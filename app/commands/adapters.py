@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from app.commands import opening
 from app.commands.options import Device, Dtype, adapter_folder
 from app.commands.output import Json, Result, number, say, table
 from lora_core.errors import UserError
@@ -147,15 +148,26 @@ def spectra(
     json: Json = False,
 ) -> Result:
     """Every adapted matrix's spectrum: singular values, norm, effective ranks. Needs no model and no torch; DoRA's
-    updates need --base, as they depend on W0."""
+    updates need --base, as they depend on W0. Also of a .safetensors file with PEFT's, kohya's or diffusers' names, of
+    a .zip, and of a whole model beside the --base that it was tuned from."""
     from lora_core.files import read_adapter
     from lora_core.spectra import spectra as of
 
     folder = adapter_folder(adapter)
-    stored = read_adapter(folder)
-    if base is None:
-        matrices: list[dict[str, Any]] = [s.to_dict() for s in of(stored).values()]
+    value: dict[str, Any] = {}
+    matrices: list[dict[str, Any]]
+    if opening.foreign(folder):
+        with opening.opened(folder, base) as (found, theirs):
+            matrices, value = [s.to_dict() for s in theirs.values()], opening.about(found)
+            if found.difference is not None:
+                base = None
+            elif base is not None:
+                matrices = [m | more for m, more in zip(matrices, opening.beside(found, base), strict=True)]
+    elif base is None:
+        stored = read_adapter(folder)
+        matrices = [s.to_dict() for s in of(stored).values()]
     else:
+        stored = read_adapter(folder)
         from lora_core import load_adapter, load_model
 
         on_base, _ = load_model(base, device="cpu", dtype="float32", labels=stored.info.get("labels"))
@@ -167,7 +179,7 @@ def spectra(
     if base is not None:
         head += ["norm / W0's", "amplification"]
         rows = [r + [f"{m['relative_norm']:.4g}", number(m["amplification"], 2)] for r, m in zip(rows, matrices)]
-    value = {"matrices": matrices, "model": base or stored.base, "info": stored.info}
+    value = {"matrices": matrices, **(value or {"model": base or stored.base, "info": stored.info})}
     return Result(value=value, text=table([head, *rows], right=range(1, len(head))), json=json)
 
 

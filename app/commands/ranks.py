@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.commands import opening
 from app.commands.adapters import AdapterFolder, Model, info_of, load
 from app.commands.options import Device, Dtype, adapter_folder
 from app.commands.output import Json, Result, number, say, size, table
@@ -30,8 +31,9 @@ def audit(
     json: Json = False,
 ) -> Result:
     """How much of each rank is used, and what rank would have been enough: by the spectra, which needs no model and no
-    torch, or with --data or --task by the measured loss of cuts. Of DoRA, s·B·A is looked at."""
-    from lora_core.audit import ENOUGH, RULES
+    torch, or with --data or --task by the measured loss of cuts. Of DoRA, s·B·A is looked at. Takes what `spectra`
+    takes; what is measured must be a folder in PEFT's format."""
+    from lora_core.audit import ENOUGH, RULES, audit_spectra
     from lora_core.audit import audit as of
     from lora_core.files import read_adapter
 
@@ -39,11 +41,18 @@ def audit(
         raise UserError("give --data FILE or --task NAME, not both")
     if rows < 0:
         raise UserError(f"rows is {rows}; it is a number of rows, or 0 for all")
-    stored = read_adapter(adapter_folder(adapter))
-    found = of(stored)
+    folder, about = adapter_folder(adapter), {}
+    if opening.foreign(folder):
+        if data is not None or task is not None:
+            raise UserError(f"{folder} is no folder in PEFT's format, so nothing can be measured with it on a model")
+        with opening.opened(folder, model) as (file, theirs):
+            found, about = audit_spectra(theirs, dense=file.difference is not None), opening.about(file)
+    else:
+        stored = read_adapter(folder)
+        found, about = of(stored), {"dora": stored.dora, "model": model or stored.base}
     value: dict[str, Any] = {**found.to_dict(), "suggested_by": "spectrum", "spectrum_rank": found.suggested_rank,
                              "words": dict(Counter(m.word for m in found.matrices)), "rules": RULES,
-                             "dora": stored.dora, "model": model or stored.base}  # fmt: skip
+                             **about}  # fmt: skip
     head = ["matrix", "rank", "stable", "90 %", "95 %", "99 %", "above noise", "edge", "largest σ", "used", ""]
     lines = [[m.path, str(m.rank), number(m.stable_rank, 2), str(m.energy_rank_90), str(m.energy_rank_95),
               str(m.energy_rank_99), str(m.mp_rank), "-" if m.mp_edge is None else f"{m.mp_edge:.3g}",
