@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, cast
 
@@ -47,7 +47,7 @@ class Adapted:
                 cuts.append((rows.start * each, rows.stop * each, f.scaling) if some else (0, tokens, f.scaling))
             if not torch.is_grad_enabled():
                 product = self.__dict__.get("product", F.linear)
-                return fused(x, me.weight, me.bias, tuple(cuts), [f.to(x.dtype) for f in factors], product)[0]
+                return fused(x, me.weight, me.bias, tuple(cuts), factors, product)
             return Fused.apply(x, me.weight, me.bias, tuple(cuts), *factors)
         me, own = cast(nn.Module, self), cast(Callable[..., Any], super().forward)  # pyright: ignore
         swaps = [p for p in acting if isinstance(p, (Copies, Experts))]
@@ -103,24 +103,33 @@ def restore(module: nn.Module) -> None:
         module.__class__ = type(module).__bases__[1]
 
 
-@contextmanager
-def few_rows(model: nn.Module) -> Iterator[None]:
-    """Within the block, linear modules on a CPU multiply by `layers.few`; for decoding, which has one token a row."""
-    swapped: list[tuple[nn.Module, str]] = []
-    for m in model.modules():
-        adapted = isinstance(m, Adapted)
-        if (type(m).__bases__[1] if adapted else type(m)) is not nn.Linear or m.weight.device.type != "cpu":
-            continue
-        name = "product" if adapted else "forward"
-        if name not in m.__dict__:
-            m.__dict__[name] = few if adapted else partial(_plain, cast(nn.Linear, m))
-            swapped.append((m, name))
-    try:
-        yield
-    finally:
-        for m, name in swapped:
-            m.__dict__.pop(name, None)
+class few_rows:  # noqa: N801
+    """Within such a block, linear modules on a CPU multiply by `layers.few`; for decoding, which has one token a row.
+
+    It can be entered again and again: a model that writes for many may be used by others between two tokens.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.hosts: list[nn.Module] = []
+        for m in model.modules():
+            kind = type(m).__bases__[1] if isinstance(m, Adapted) else type(m)
+            if kind is nn.Linear and m.weight.device.type == "cpu":
+                self.hosts.append(m)
+        self.swapped: list[tuple[dict[str, Any], str]] = []
+
+    def __enter__(self) -> None:
+        for m in self.hosts:
+            own = m.__dict__
+            name = "product" if isinstance(m, Adapted) else "forward"
+            if name not in own:
+                own[name] = few if name == "product" else partial(_plain, m)
+                self.swapped.append((own, name))
+
+    def __exit__(self, *_: object) -> None:
+        for own, name in self.swapped:
+            own.pop(name, None)
+        self.swapped.clear()
 
 
-def _plain(module: nn.Linear, x: Tensor) -> Tensor:
+def _plain(module: Any, x: Tensor) -> Tensor:
     return few(x, module.weight, module.bias)

@@ -86,12 +86,12 @@ def generate(
     total, first_s = 0, 0.0
     with per_row(model, names):  # what acts then decides whether the quick way is open
         ahead: Ahead = decoder(model, len(rows), longest + max_new_tokens) or _Plain(model)
-    texts = _Texts(tokenizer, len(rows))
+    texts, quick = _Texts(tokenizer, len(rows)), few_rows(model)
     was = model.training
     model.eval()
     try:
         for n in range(max_new_tokens):
-            with torch.no_grad(), per_row(model, names), few_rows(model):
+            with torch.no_grad(), per_row(model, names), quick:
                 token = _pick(ahead(ids, mask).float(), temperature, top_p, generator).cpu()
             for i, t in enumerate(token.tolist()):
                 if live[i]:

@@ -247,15 +247,17 @@ Cuts = tuple[tuple[int, int, float], ...]  # first token, last + 1, s of each pa
 
 
 def fused(x: Tensor, W0: Tensor, bias: Tensor | None, cuts: Cuts, factors: Sequence[Tensor],
-          product: Callable[..., Tensor] = F.linear) -> tuple[Tensor, Any]:  # fmt: skip
-    """(W0·x + bias + s·B·(A·x), [A·x]) for factors A1, B1, A2, B2, …, added in place; for use without gradients."""
+          product: Callable[..., Tensor] = F.linear) -> Tensor:  # fmt: skip
+    """W0·x + bias + s·B·(A·x) for factors A1, B1, A2, B2, …, added in place; for use without gradients."""
     y = product(x, W0, bias)
     x2, y2 = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
-    us = []
     for (i, j, s), A, B in zip(cuts, factors[::2], factors[1::2], strict=True):
-        us.append(F.linear(x2[i:j], A))
-        y2[i:j].addmm_(us[-1], B.T, alpha=s)
-    return y, us
+        if product is few and j - i <= FEW:  # so small that even two dtypes cost less than bfloat16's way of starting
+            d = torch.mm(B, torch.mm(A, x2[i:j].T.to(A.dtype)))
+            y2[i:j].add_(d.T, alpha=s)
+        else:
+            y2[i:j].addmm_(F.linear(x2[i:j], A.to(x.dtype)), B.T.to(x.dtype), alpha=s)
+    return y
 
 
 class Fused(torch.autograd.Function):
@@ -269,7 +271,11 @@ class Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, W0: Tensor, bias: Tensor | None, cuts: Cuts, *factors: Tensor) -> Tensor:
         narrow = [f.to(x.dtype) for f in factors]
-        y, us = fused(x, W0, bias, cuts, narrow)
+        y, us = F.linear(x, W0, bias), []
+        x2, y2 = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        for (i, j, s), A, B in zip(cuts, narrow[::2], narrow[1::2], strict=True):
+            us.append(F.linear(x2[i:j], A))
+            y2[i:j].addmm_(us[-1], B.T, alpha=s)
         ctx.save_for_backward(x, W0, *us, *narrow)
         ctx.cuts, ctx.dtype = cuts, factors[0].dtype
         return y

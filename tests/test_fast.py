@@ -21,7 +21,7 @@ import lora_core as lc
 from lora_core import fast
 from lora_core.adapted import few_rows
 from lora_core.layers import few
-from lora_core.objective import CausalLM
+from lora_core.objective import Batch, CausalLM
 from lora_core.tasks import Row
 
 
@@ -64,6 +64,18 @@ def test_rotate(tokens: int, heads: int, half: int) -> None:
     angle = draw(tokens, half, seed=1)
     x = draw(tokens, heads, 2 * half).requires_grad_()
     agree(fast.Rotate.apply, fast.plain_rotate, x, angle.cos(), angle.sin())
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.integers(1, 3), kinds=st.integers(1, 2), share=st.integers(1, 3), time=st.integers(1, 5),
+       at_a_time=st.integers(1, 3))  # fmt: skip
+def test_attention(rows: int, kinds: int, share: int, time: int, at_a_time: int) -> None:
+    q, k, v = (draw(rows, n, time, 4, seed=i).requires_grad_() for i, n in enumerate((kinds * share, kinds, kinds)))
+    before, fast.LOGITS = fast.LOGITS, at_a_time * 8 * kinds * share * time**2
+    try:
+        agree(fast.Attend.apply, fast.plain_attention, q, k, v, 0.3)
+    finally:
+        fast.LOGITS = before
 
 
 @settings(max_examples=30, deadline=None)
@@ -122,6 +134,14 @@ def exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kind, "forward", lambda self, x: fast.plain_norm(x, self.weight, self.variance_epsilon))
 
 
+def rows_of(model: Any) -> tuple[CausalLM, Batch]:
+    objective = CausalLM(model, tiny_tokenizer(), "{prompt} ->")
+    batch = objective.batch(objective.encode(ROWS))
+    batch.ids.remainder_(model.config.vocab_size)
+    batch.labels.copy_(torch.where(batch.labels < 0, batch.labels, batch.labels % model.config.vocab_size))
+    return objective, batch
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_who_has_a_fast_body(name: str) -> None:
     model = make(name)
@@ -142,10 +162,7 @@ def test_loss_and_gradients_are_transformers_own(name: str, spec: dict[str, Any]
     with torch.no_grad():
         for i, p in enumerate(adapter.parameters()):
             p.add_(0.1 * draw(*p.shape, seed=i))
-    objective = CausalLM(model, tiny_tokenizer(), "{prompt} ->")
-    batch = objective.batch(objective.encode(ROWS))
-    batch.ids.remainder_(model.config.vocab_size)
-    batch.labels.copy_(torch.where(batch.labels < 0, batch.labels, batch.labels % model.config.vocab_size))
+    objective, batch = rows_of(model)
     results = []
     assert objective.fast is not None
     for quick in (objective.fast, None):
@@ -212,7 +229,28 @@ def test_another_models_dropout_or_window_is_left_to_transformers() -> None:
         assert fast.body(model) is not None
         setattr(model.config, name, value)
         assert fast.body(model) is None, name
-    assert fast.body(make("llama", torch.bfloat16)) is None
+    assert fast.body(make("llama", torch.float16)) is None
+
+
+@pytest.mark.parametrize("name", LIKE)
+def test_in_bfloat16_it_is_as_near_to_float32_as_transformers_is(name: str) -> None:
+    """Loss and the factors' gradients, all rounded to bfloat16 on the way, against the same model in float32."""
+    found: dict[str, tuple[float, Tensor]] = {}
+    for way, dtype in (("exact", torch.float32), ("fast", torch.bfloat16), ("transformers", torch.bfloat16)):
+        model = make(name, torch.bfloat16).to(dtype)
+        model.config.sliding_window = None
+        adapter = filled(lc.attach(model, lc.LoraSpec(targets=("q", "v", "down"), rank=2)))
+        objective, batch = rows_of(model)
+        assert objective.fast is not None
+        if way == "transformers":
+            objective.fast = None
+        loss = objective.loss(batch)
+        loss.backward()
+        found[way] = float(loss.detach()), torch.cat([cast(Tensor, p.grad).flatten() for p in adapter.parameters()])
+    loss, g = found["exact"]
+    off = {way: float((h - g).norm() / g.norm()) for way, (_, h) in found.items()}
+    assert found["fast"][0] == pytest.approx(loss, rel=0.01)
+    assert off["fast"] < 0.05 and off["fast"] < 2 * off["transformers"], off
 
 
 @pytest.mark.parametrize("name", LIKE)

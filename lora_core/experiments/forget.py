@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 TARGETS, RANK, ALPHA = ("q", "v", "up", "down"), 8, 16.0
 RATES = {"LoRA": 2e-3, "full": 3e-4}
-WHY = (" Likely because LoRA's rate is the higher: to learn as fast, its few directions take larger steps, while a later"
-       " paper compares long runs.")  # fmt: skip
+WHY = (" Likely because LoRA's rate is the higher: to learn as fast, its few directions take larger steps, while a"
+       " later paper compares long runs.")  # fmt: skip
 TOP, EPSILON = 10, 0.5  # intruders are sought among the first ten directions; below this cosine one is new
 
 
