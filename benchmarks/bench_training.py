@@ -155,32 +155,34 @@ def step_side(rank: int, steps: int) -> dict[str, Any]:
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
 def against_peer(row: str, what: str, targets: str, rank: int, steps: int, repeats: int, reach: float) -> None:
-    """Ours and the peer in float32 in turn; the peer in bfloat16 too, from one row where this machine is slow at it."""
-    from lora_core.machine import best_dtype, gemm_rate
+    """Ours and the peer in turn, each in the dtype that this machine multiplies faster in; the peer once in the other
+    one too, from a part of the work, since it can take ten times as long."""
+    from lora_core.machine import DTYPES, best_dtype, gemm_rate
 
-    args = (targets, str(rank))
-    got: dict[str, list[dict[str, Any]]] = {"ours": [], "float32": [], "bfloat16": []}
-    slow = gemm_rate("bfloat16") < gemm_rate("float32") / 3
+    args, dtype = (targets, str(rank)), best_dtype()
+    other = next(d for d in DTYPES if d != dtype)
+    part = (1, 1) if gemm_rate(other) < gemm_rate(dtype) / 5 else (max(1, steps // 6), 8)
+    got: dict[str, list[dict[str, Any]]] = {"ours": [], dtype: [], other: []}
     for i in range(repeats):
-        got["ours"].append(child("benchmarks.bench_training", "--side", "ours", best_dtype(), *args, str(steps)))
-        got["float32"].append(child("benchmarks.bench_training", "--side", "peer", "float32", *args, str(steps)))
-        if i == 0 or not slow:
-            n, batch = (1, 1) if slow else (steps, 8)
-            one = child("benchmarks.bench_training", "--side", "peer", "bfloat16", *args, str(n), str(batch))
-            one["seconds"] *= steps / n * 8 / batch
-            got["bfloat16"].append(one)
-    best = "float32" if slow else min(("float32", "bfloat16"), key=lambda n: got[n][0]["seconds"])
-    values = {name: [d["seconds"] for d in v] for name, v in got.items()}
+        got["ours"].append(child("benchmarks.bench_training", "--side", "ours", dtype, *args, str(steps)))
+        got[dtype].append(child("benchmarks.bench_training", "--side", "peer", dtype, *args, str(steps)))
+        if i == 0:
+            one = child("benchmarks.bench_training", "--side", "peer", other, *args, *map(str, part))
+            one["seconds"] *= steps / part[0] * 8 / part[1]
+            got[other].append(one)
+    best = min((dtype, other), key=lambda n: got[n][0]["seconds"])
+    label = {"ours": "ours", dtype: f"PEFT in {dtype}", other: f"PEFT in {other}"}
+    values = {label[name]: [d["seconds"] for d in v] for name, v in got.items()}
     more: dict[str, Any] = {
-        "held_loss": {
-            n: statistics.median(d["held_loss"] for d in v) for n, v in got.items() if not (slow and n == "bfloat16")
-        },
-        "bfloat16_from": "one step of one row" if slow else "the whole run",
+        "held_loss": {n: statistics.median(d["held_loss"] for d in v) for n, v in got.items() if n != other},
+        "ours_in": dtype,
+        f"{other}_from": f"{part[0]} of {steps} steps, {part[1]} of 8 rows",
     }
-    record(row, what, values, peer=best, unit="s", reach=reach, more=more)
+    record(row, what, values, peer=label[best], unit="s", reach=reach, more=more)
     if row == "training":
-        peaks = {n: [d["peak_bytes"] / 1e6 for d in v] for n, v in got.items()}
-        record("memory", "peak resident above the loaded model while training, " + what, peaks, peer=best, unit="MB",
+        peaks = {label[n]: [d["peak_bytes"] / 1e6 for d in v] for n, v in got.items()}
+        record("memory", "peak resident above the loaded model while training, " + what, peaks, peer=label[best],
+               unit="MB",
                reach=0.6, at_least=False)  # fmt: skip
 
 
