@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from app.pages import adapt, besides, code, compare, cut, formula, held, microscope, questions, spectra, train
+from app.pages import adapt, besides, code, compare, cut, formula, held, microscope, questions, spectra, take, train
 from app.pages.lab import Lab
 from lora_core.errors import UserError
 
@@ -45,6 +45,7 @@ GET: dict[str, Question] = {
 POST: dict[str, Question] = {
     "budget": adapt.confirm,
     "code": code.written,
+    "merge": take.merge,
     "train": train.start,
     "stop": train.stop,
     "resume": train.resume,
@@ -61,6 +62,7 @@ def routes(lab: Lab) -> list[Route]:
     found = [Route("/lab/api/ping", ping, methods=["GET"])]
     found += [Route(f"/lab/api/{name}", asking(lab, f), methods=["GET"]) for name, f in GET.items()]
     found += [Route(f"/lab/api/{name}", changing(lab, f), methods=["POST"]) for name, f in POST.items()]
+    found += take.routes(lab)
     return [*found, Route("/lab/api/upload", uploading(lab), methods=["POST"])]
 
 
