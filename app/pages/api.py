@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from app.pages import adapt, besides, code, compare, cut, formula, held, microscope, questions, spectra, take, train
+from app.pages import adapt, besides, code, compare, cut, film, formula, held, microscope, opened, questions, spectra, take, train
 from app.pages.lab import Lab
 from lora_core.errors import UserError
 
@@ -31,6 +31,7 @@ GET: dict[str, Question] = {
     "runs": train.runs,
     "run": train.view,
     "form": train.form,
+    "film": film.film,
     "compare": compare.opened,
     "dials": cut.dials,
     "held": held.curve,
@@ -38,11 +39,13 @@ GET: dict[str, Question] = {
     "spectrum": spectra.one,
     "microscope": microscope.look,
     "besides": besides.besides,
+    "opened": opened.list_opened,
     "questions": questions.asked,
     "question": questions.answered,
     "experiments": questions.states,
 }
 POST: dict[str, Question] = {
+    "open": opened.opened,
     "budget": adapt.confirm,
     "code": code.written,
     "merge": take.merge,
@@ -62,7 +65,9 @@ def routes(lab: Lab) -> list[Route]:
     found = [Route("/lab/api/ping", ping, methods=["GET"])]
     found += [Route(f"/lab/api/{name}", asking(lab, f), methods=["GET"]) for name, f in GET.items()]
     found += [Route(f"/lab/api/{name}", changing(lab, f), methods=["POST"]) for name, f in POST.items()]
+    found.append(Route("/lab/api/adapter.zip", packing(lab), methods=["GET"]))
     found += take.routes(lab)
+    found.append(Route("/lab/api/open-file", opening(lab), methods=["POST"]))
     return [*found, Route("/lab/api/upload", uploading(lab), methods=["POST"])]
 
 
@@ -94,6 +99,18 @@ def changing(lab: Lab, question: Question) -> Callable[[Request], Any]:
     return endpoint
 
 
+def packing(lab: Lab) -> Callable[[Request], Any]:
+    async def endpoint(request: Request) -> Response:
+        try:
+            name, data = await run_in_threadpool(cut.packed, lab, dict(request.query_params))
+        except UserError as error:
+            return reply(adapt.fault(error))
+        headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
+        return Response(data, media_type="application/zip", headers=headers)
+
+    return endpoint
+
+
 def uploading(lab: Lab) -> Callable[[Request], Any]:
     async def endpoint(request: Request) -> Response:
         if request.headers.get("content-type", "") != "application/octet-stream":
@@ -103,6 +120,21 @@ def uploading(lab: Lab) -> Callable[[Request], Any]:
         except UserError as error:
             return reply({"error": str(error), "field": "task"})
         return reply({"file": id, "name": name})
+
+    return endpoint
+
+
+def opening(lab: Lab) -> Callable[[Request], Any]:
+    """One file of an adapter from elsewhere, into the set that the query names."""
+
+    async def endpoint(request: Request) -> Response:
+        if request.headers.get("content-type", "") != "application/octet-stream":
+            return reply({"error": "the file itself is expected here"}, 415)
+        query = request.query_params
+        try:
+            return reply({"set": await lab.sets.take(query.get("set", ""), query.get("name", ""), request.stream())})
+        except UserError as error:
+            return reply({"error": str(error), "field": "open"})
 
     return endpoint
 

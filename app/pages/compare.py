@@ -1,4 +1,4 @@
-"""Compare: the base and the adapted model on one prompt, side by side."""
+"""Compare: what a run's ΔW does, with its dials turned, beside the base or beside other runs; as it is written."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from app.pages import words
+from app.pages import held, words
 from app.pages.lab import Lab, task_of_run, title
+from app.pages.session import Loaded
+from app.pages.settings import Setting, cuts_of, setting_of
 from app.runs.recorded import recorded_texts
 from app.runs.run import Run
 from lora_core.errors import UserError
@@ -15,6 +17,8 @@ from lora_core.errors import UserError
 EXAMPLES = 12
 MOST_PROMPT = 20_000  # characters
 MOST_NEW = 256  # tokens
+MOST_SIDES = 5  # texts at once, the base among them
+MOST_TOKENS = 192  # of a text of one's own
 QUIET_S = 0.05  # between two looks at the text that is being written
 
 
@@ -80,16 +84,18 @@ def losses(run: Run) -> dict[str, Any] | None:
 
 
 def stream(lab: Lab, asked: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Texts of both models as they are written, then which tokens the adapter moved. Yields the whole state each time.
+    """Texts as they are written, then which tokens the adapter moved, then held-out losses as rows are measured.
+    Yields the whole state each time.
 
-    asked: run, prompt, k (directions kept; None for all), page and seq (echoed: the page drops older answers).
-    Expected errors come as {"error"}.
+    asked: run, prompt; setting (of its dials, see settings.py; None for all of ΔW) for the base and this beside each
+    other, or sides [{run, setting}, …] (run None: the base); measure (whether losses are wanted); page and seq (echoed:
+    the page drops older answers). Expected errors come as {"error"}.
     """
     page, seq = str(asked.get("page", ""))[:40], asked.get("seq", 0)
     seq = seq if isinstance(seq, int) else 0
     TICKETS.take(page, seq)
-    echo = {"seq": seq, "run": asked.get("run"), "prompt": asked.get("prompt"), "k": asked.get("k")}
-    state: dict[str, Any] = {"base": "", "adapted": "", "tokens": None, "done": False}
+    echo = {k: asked.get(k) for k in ("run", "prompt", "setting", "sides")} | {"seq": seq}
+    state: dict[str, Any] = {"texts": [], "tokens": None, "done": False}
     writer = Writer(lab, asked, lambda: TICKETS.stale(page, seq))
     try:
         for news in writer.follow():
@@ -151,63 +157,135 @@ class Writer:
         import lora_core as lc
         from lora_core.tasks import prompt_text
 
-        run = self.lab.run(self.asked.get("run"))
-        prompt = self.asked.get("prompt")
+        run, prompt = self.lab.run(self.asked.get("run")), self.asked.get("prompt")
         if not isinstance(prompt, str) or not prompt.strip():
             raise UserError("write a prompt, or pick a held-out example")
         if len(prompt) > MOST_PROMPT:
             raise UserError(f"the prompt has {len(prompt):,} characters; at most {MOST_PROMPT:,} are read")
         if run.adapter is None:
             raise UserError(f"{title(run)} has no adapter to compare with")
-        k = self.asked.get("k")
-        k = k if isinstance(k, int) and not isinstance(k, bool) and k >= 0 else None
+        sides = sides_of(self.lab, run, self.asked)
         with self.lab.session.model(run.request.model) as loaded:
             if self._ended():
                 return
-            name = self.lab.session.adapter(loaded, run.id, run.adapter, k) if k != 0 else None
-            info = lc.get_adapter(loaded.model, f"run-{run.id}").info if name else {}
-            template = str(info.get("template") or run.request.template or "{prompt} ->")
+            names = attached(self.lab, loaded, sides)
+            template = template_of(self.lab, loaded, run)
+            info = lc.get_adapter(loaded.model, self.lab.session.adapter(loaded, run.id, run.adapter)).info
             longest = min(MOST_NEW, int((info.get("suggested") or {}).get("max_new_tokens", 64)))
-            text = prompt_text(loaded.tokenizer, prompt, template)
-            last = None
-            for last in lc.generate(loaded.model, loaded.tokenizer, [text], [None, name], max_new_tokens=longest,
+            text, last = prompt_text(loaded.tokenizer, prompt, template), None
+            for last in lc.generate(loaded.model, loaded.tokenizer, [text], names, max_new_tokens=longest,
                                     stop=self._ended):  # fmt: skip
-                base, adapted = last.texts[0]
-                self._tell(base=base.strip(), adapted=adapted.strip())
+                self._tell(texts=[t.strip() for t in last.texts[0]])
             if last is None or self._ended():
                 return
             self._tell(seconds=last.seconds)
             tokens: list[dict[str, Any]] = []
-            if name and last.texts[0][1].strip():
-                found = lc.token_differences(loaded.model, loaded.tokenizer, prompt, last.texts[0][1].strip(), name,
+            written = last.texts[0][-1].strip()
+            if self.asked.get("sides") is None and names[-1] and written:
+                found = lc.token_differences(loaded.model, loaded.tokenizer, prompt, written, names[-1],
                                              template=template)  # fmt: skip
                 tokens = shown([t.to_dict() for t in found])
             self._tell(tokens=tokens, done=True)
+            if self.asked.get("measure"):
+                self._measure(loaded, run, names)
+
+    def _measure(self, loaded: Loaded, run: Run, names: list[str | None]) -> None:
+        """Held-out losses of all sides on the run's own rows, a few rows at a time, for as long as nobody asks anew."""
+        from lora_core.dials import Interrupted, interruptible, losses_together
+
+        objective, items = held.encoded(self.lab, run, loaded)
+        unique = list(dict.fromkeys(names))
+        sums, labelled, rows = [0.0] * len(unique), 0, 0
+        with interruptible(loaded.model, unique, self._ended):
+            try:
+                for take, values, count in losses_together(objective, items, unique):
+                    sums = [a + b for a, b in zip(sums, values, strict=True)]
+                    labelled, rows = labelled + count, rows + take
+                    mean = dict(zip(unique, (s / labelled for s in sums), strict=True))
+                    self._tell(losses=[mean[n] for n in names], rows=rows, of=len(items))
+            except Interrupted:
+                return
+
+
+def sides_of(lab: Lab, run: Run, asked: Mapping[str, Any]) -> list[tuple[Run | None, Setting]]:
+    """What is written beside each other: (run or None for the base, its setting). UserError for what cannot be."""
+    given = asked.get("sides")
+    if given is None:
+        setting = asked.get("setting")
+        return [(None, Setting()), (run, setting_of(cuts_of(run) if setting else None, setting))]
+    if not isinstance(given, list) or not 1 <= len(given) <= MOST_SIDES:
+        raise UserError(f"from one to {MOST_SIDES} texts can be written at once")
+    sides: list[tuple[Run | None, Setting]] = []
+    for side in given:
+        if not isinstance(side, Mapping) or side.get("run") is None:
+            sides.append((None, Setting()))
+            continue
+        other = lab.run(side.get("run"))
+        if other.adapter is None:
+            raise UserError(f"{title(other)} has no adapter to compare with")
+        if other.request.model != run.request.model:
+            raise UserError(f"{title(other)} adapts {other.request.model}, and this is {run.request.model}")
+        sides.append((other, setting_of(cuts_of(other) if side.get("setting") else None, side.get("setting"))))
+    return sides
+
+
+def attached(lab: Lab, loaded: Loaded, sides: list[tuple[Run | None, Setting]]) -> list[str | None]:
+    """The names of the sides' adapters on the model, None for the base. To be called within `model(…)`."""
+    names: list[str | None] = []
+    for slot, (run, setting) in enumerate(sides):
+        if run is None or setting.base:
+            names.append(None)
+            continue
+        assert run.adapter is not None
+        names.append(lab.session.adapter(loaded, run.id, run.adapter) if setting.whole else lab.session.dialled(
+            loaded, run.id, run.adapter, setting.ranks, setting.strength, slot))  # fmt: skip
+    return names
+
+
+def template_of(lab: Lab, loaded: Loaded, run: Run) -> str:
+    """How a run's rows put a prompt. To be called within `model(…)`."""
+    import lora_core as lc
+
+    assert run.adapter is not None
+    info = lc.get_adapter(loaded.model, lab.session.adapter(loaded, run.id, run.adapter)).info
+    return str(info.get("template") or run.request.template or "{prompt} ->")
 
 
 def shown(tokens: Any) -> list[dict[str, Any]]:
-    """Tokens for the page: text, how far log p moved (nats), and the likeliest of both models."""
-    return [{"t": t["text"], "d": round(t["adapted_logprob"] - t["base_logprob"], 3),
+    """Tokens for the page: text, how far log p moved and KL, both in nats (KL None where it was not kept), and the
+    likeliest of both models."""
+    return [{"t": t["text"], "d": round(t["adapted_logprob"] - t["base_logprob"], 3), "kl": t.get("kl"),
              "p": [t["base_logprob"], t["adapted_logprob"]],
              "base": [list(x) for x in t["base_top"]], "adapted": [list(x) for x in t["adapted_top"]]}
             for t in tokens]  # fmt: skip
 
 
-def loss_at(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The held-out loss with ΔW cut to k directions, on the very rows that the run measured its own on."""
-    import lora_core as lc
-    from lora_core.evaluate import spread
+def speaks(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
+    """How a run's adapter, as its dials stand, moves the tokens of any text.
 
-    run = lab.run(body.get("run"))
-    k = body.get("k")
-    if run.adapter is None or not isinstance(k, int) or isinstance(k, bool) or k < 0:
-        raise UserError("there is nothing to measure")
+    body: run, setting, text, prompt (which the text answers; None for a text by itself), page, seq
+    """
+    import lora_core as lc
+
+    run, text = lab.run(body.get("run")), body.get("text")
+    page, seq = f"text-{str(body.get('page', ''))[:40]}", body.get("seq", 0)
+    seq = seq if isinstance(seq, int) else 0
+    if not isinstance(text, str) or len(text) > MOST_PROMPT:
+        raise UserError(f"a text of at most {MOST_PROMPT:,} characters is expected")
+    if run.adapter is None:
+        raise UserError(f"{title(run)} has no adapter to compare with")
+    TICKETS.take(page, seq)
+    sides = sides_of(lab, run, {"setting": body.get("setting")})
     with lab.session.model(run.request.model) as loaded:
-        config = run.request.config
-        with lab.session.words:
-            task = task_of_run(run, loaded.tokenizer)
-        name = lab.session.adapter(loaded, run.id, run.adapter, k) if k else None
-        rows = spread(task.test, int(config.get("eval_rows", 64)))
-        found = lc.evaluate(loaded.model, loaded.tokenizer, rows, template=task.template, adapters=[name],
-                            max_tokens=int(config.get("max_tokens", 256)))  # fmt: skip
-    return {"run": run.id, "k": k, "loss": found[name].loss, "rows": found[name].rows}
+        if TICKETS.stale(page, seq):
+            return {"seq": seq, "stale": True}
+        name = attached(lab, loaded, sides)[1]
+        found, prompt = [], body.get("prompt")
+        if name and isinstance(prompt, str):
+            found = lc.token_differences(loaded.model, loaded.tokenizer, prompt, text, name,
+                                         template=template_of(lab, loaded, run))  # fmt: skip
+        elif name:
+            found = lc.text_differences(loaded.model, loaded.tokenizer, text, name, max_tokens=MOST_TOKENS)
+        read = len(loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
+    return {"seq": seq, "tokens": shown([t.to_dict() for t in found]), "base": name is None,
+            "cut": max(0, read - MOST_TOKENS)}  # fmt: skip

@@ -71,6 +71,8 @@ def head(assets: Assets) -> str:
         f'<link rel="stylesheet" href="{assets.url("parts.css")}">',
         f'<link rel="stylesheet" href="{assets.url("spectra.css")}">',
         f'<link rel="stylesheet" href="{assets.url("frame.css")}">',
+        f'<link rel="stylesheet" href="{assets.url("train.css")}">',
+        f'<link rel="stylesheet" href="{assets.url("compare.css")}">',
         f'<link rel="icon" type="image/svg+xml" href="{assets.url("icon.svg")}">',
         f"<script>{early}</script>",
         preload,

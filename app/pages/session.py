@@ -11,26 +11,27 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lora_core.errors import UserError
 from lora_core.home import home, read_json, write_json
 
-ATTACHED = 6  # adapters that stay attached; the one used longest ago makes room
+ATTACHED = 8  # adapters that stay attached; the one used longest ago makes room
 FACTS = "page.json"
 logger = logging.getLogger("lora_lab.page")
 
 
 @dataclass
 class Loaded:
-    """A model with its tokenizer, and the names of the adapters on it in the order of their last use."""
+    """A model with its tokenizer, the names of the adapters on it in the order of their last use, and runs' dials."""
 
     name: str
     model: Any
     tokenizer: Any
     attached: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    dials: dict[int, Any] = field(default_factory=dict)
 
 
 class ModelSession:
@@ -40,6 +41,7 @@ class ModelSession:
         self.stamp = stamp  # of this version of the page: facts that another one kept are not used
         self.training = training  # whether a worker has need of the processors
         self.lock = threading.RLock()
+        self.waiting: list[None] = []  # one for each that wants the model; what can wait gives way to them
         self.words = threading.Lock()  # a tokenizer is not to be used by two threads at once
         self.loaded: Loaded | None = None
         self.shapes: dict[str, Any] = {}
@@ -130,11 +132,16 @@ class ModelSession:
     @contextmanager
     def model(self, name: str) -> Iterator[Loaded]:
         """The model, for this block alone."""
-        with self.lock:
+        self.waiting.append(None)
+        self.lock.acquire()
+        self.waiting.pop()
+        try:
             self.load(name)
             assert self.loaded is not None
             self._share()
             yield self.loaded
+        finally:
+            self.lock.release()
 
     def _share(self) -> None:
         """All processors, or half of them beside a training: two full sets of threads wait for each other's turns."""
@@ -156,11 +163,8 @@ class ModelSession:
         finally:
             self.lock.release()
 
-    def adapter(self, loaded: Loaded, run: int, folder: Path, k: int | None = None) -> str:
-        """The name of a run's adapter, attached now if it was not; k: cut to its k strongest directions.
-
-        To be called within `model(…)`.
-        """
+    def adapter(self, loaded: Loaded, run: int, folder: Path) -> str:
+        """The name of a run's adapter, attached now if it was not. To be called within `model(…)`."""
         import lora_core as lc
 
         name = f"run-{run}"
@@ -168,21 +172,26 @@ class ModelSession:
             lc.load_adapter(loaded.model, folder, name, allow_zero=True)
             lc.get_adapter(loaded.model, name).enable(False)
         self._used(loaded, name)
-        whole = lc.get_adapter(loaded.model, name)
-        if k is None or k >= max(f.rank for f in whole.deltas().values()):
-            return name
-        cut = f"{name}-k{k}"
-        if cut not in loaded.attached:
-            from lora_core.adapter import put_on
+        return name
 
-            parts = {key: d.truncate(k) for key, d in whole.deltas().items()}
-            tensors = {key: (d.A, d.B, d.scaling) for key, d in parts.items()}
-            # The cut is of ΔW itself; what was trained beside it stays, and goes with the last direction.
-            spec = replace(whole.spec, dora=False, mask=0.0, init="gaussian")
-            copies = {n: p.detach() for n, p in whole.copies.items()} if k else None
-            put_on(loaded.model, spec, cut, list(whole.sites.values()), tensors, copies=copies).enable(False)
-        self._used(loaded, cut)
-        return cut
+    def dialled(self, loaded: Loaded, run: int, folder: Path, ranks: Any, strength: float, slot: int = 0) -> str:
+        """The name of a run's adapter with its dials turned (see `lora_core.Dials`); one for each slot at a time."""
+        import lora_core as lc
+
+        whole = lc.get_adapter(loaded.model, self.adapter(loaded, run, folder))
+        dials = loaded.dials.get(run)
+        if dials is None or dials.adapter is not whole:
+            dials = loaded.dials[run] = lc.Dials(whole)
+            for old in [n for n in loaded.attached if n.startswith(f"run-{run}-dials-")]:
+                del loaded.attached[old]
+                lc.get_adapter(loaded.model, old).detach()
+        name = f"run-{run}-dials-{slot}"
+        if name in loaded.attached:
+            dials.turn(lc.get_adapter(loaded.model, name), ranks, strength)
+        else:
+            dials.attach(ranks, strength, name)
+        self._used(loaded, name)
+        return name
 
     def _used(self, loaded: Loaded, name: str) -> None:
         import lora_core as lc
@@ -191,7 +200,10 @@ class ModelSession:
         loaded.attached.move_to_end(name)
         while len(loaded.attached) > ATTACHED:
             oldest, _ = loaded.attached.popitem(last=False)
-            lc.get_adapter(loaded.model, oldest).detach()
+            old = lc.get_adapter(loaded.model, oldest)
+            for run in [run for run, dials in loaded.dials.items() if dials.adapter is old]:
+                del loaded.dials[run]
+            old.detach()
 
     def speed(self) -> float | None:
         """Seconds of a floating point operation of the loaded model's training, as far as this machine knows by now."""

@@ -11,7 +11,7 @@ export function cividis(x) {
 }
 const clamp = (x) => Math.min(1, Math.max(0, x));
 
-export function cellmap(targets, layers, {label, onPick, onHover, height = 26}) {
+export function cellmap(targets, layers, {label, onPick, onHover, onMove = onPick, height = 26}) {
   const at = new Map(), grid = h("div", {class: "cm", role: onPick ? "grid" : "img", "aria-label": label});
   const key = (l, t) => `layers.${l}.${t}`;
   targets.forEach((t, y) => {
@@ -38,7 +38,7 @@ export function cellmap(targets, layers, {label, onPick, onHover, height = 26}) 
       at.forEach((c) => { c.tabIndex = -1; });
       next.tabIndex = 0;
       next.focus();
-      onPick(next.dataset.m);
+      onMove(next.dataset.m);
     });
     if (onHover) {
       grid.addEventListener("pointerover", (e) => e.target.dataset.m && onHover(e.target.dataset.m));

@@ -1,9 +1,13 @@
-/* Compare: one prompt, both models side by side, written as one watches; what the adapter changed, word by word. */
-import {Away, Refused, fmt, get, h, on, post, state} from "./core.js";
+/* Compare: one prompt, both models side by side, written as one watches; below it four ways to look at what was learnt:
+ * how much of ΔW, which matrices, which words, and beside others. The dials belong to all of them. */
+import {Away, Refused, address, asked, fmt, get, h, on, state} from "./core.js";
+import {cutView} from "./cut.js";
 import {changed} from "./diff.js";
-import {tokenStrip} from "./tokens.js";
+import {knockView} from "./knock.js";
+import {wordsView} from "./speaks.js";
 
-const PAGE = Math.random().toString(36).slice(2);
+export const PAGE = Math.random().toString(36).slice(2);
+const WAYS = [["cut", "How much of ΔW"], ["matrices", "Which matrices"], ["words", "Which words"]];
 
 export function compare(root, {send}) {
   const prompt = h("textarea", {class: "ll-field cp-prompt", rows: 1, spellcheck: "false", "aria-label": "Prompt", placeholder: "a prompt, as the task's rows have it"});
@@ -12,22 +16,78 @@ export function compare(root, {send}) {
   const fault = h("p", {class: "ll-fault", role: "alert"}), badge = h("span", {class: "ll-badge", hidden: true}, "recorded");
   const base = h("p", {class: "cp-text", id: "base-output"}), adapted = h("p", {class: "cp-text", id: "adapted-output"});
   const head = h("h2", {class: "ll-h ll-warm"}), since = h("div", {class: "ll-tabs cp-since", role: "group", "aria-label": "What is marked", hidden: true});
-  const dial = h("input", {type: "range", min: 0, step: 1, id: "cp-k"}), k = h("output", {class: "lm-number", for: "cp-k"}), dialLabel = h("label", {for: "cp-k"}, "directions of ΔW kept, k");
-  const lossLine = h("div", {class: "cp-loss"}), strip = tokenStrip(), took = h("p", {class: "ll-note"});
-  root.append(h("div", {class: "ll-row cp-top"}, h("label", {id: "prompt", class: "cp-hold"}, prompt), pick, go), reference, fault, h("div", {class: "ll-grid"},
-    h("section", {class: "ll-card", style: {"--span": 6}}, h("h2", {class: "ll-h ll-base"}, "base"), base),
-    h("section", {class: "ll-card", style: {"--span": 6}}, h("div", {class: "ll-head"}, head, badge, since), adapted),
-    h("section", {class: "ll-card cp-dials", style: {"--span": 12}}, h("div", {class: "lm-row cp-dial"}, dialLabel, dial, k, lossLine)),
-    h("section", {class: "ll-card", style: {"--span": 12}}, h("div", {class: "ll-head"}, h("h2", {class: "ll-h"}, "Where the adapter speaks"), h("p", {class: "ll-note"}, "darker: its probability moved more; point at a token, or use the arrows"), took), strip.nodes)));
+  const ways = h("div", {class: "ll-tabs cp-ways", role: "group", "aria-label": "What to look at"}), lossLine = h("div", {class: "cp-loss", role: "status"});
+  const panes = h("div", {class: "ll-grid cp-panes"}, h("section", {class: "ll-card", style: {"--span": 6}}, h("h2", {class: "ll-h ll-base"}, "base"), base),
+    h("section", {class: "ll-card", style: {"--span": 6}}, h("div", {class: "ll-head"}, head, badge, since), adapted));
+  const below = h("section", {class: "ll-card cp-below"}, h("div", {class: "cp-bar-row"}, ways, lossLine));
+  root.append(h("div", {class: "ll-row cp-top"}, h("label", {id: "prompt", class: "cp-hold"}, prompt), pick, go), reference, fault, panes, below);
 
-  let info = null, shown = null, before = null, mark = "base", seq = 0, timer = 0, measured = new Map();
+  let info = null, dials = null, held = null, shown = null, before = null, mark = "base", seq = 0, timer = 0, poll = 0, way = "cut";
+  const measured = new Map();                                   // settings off the dials' ticks -> {loss, rows, of}
+  const dial = {by: "k", at: null, strength: 1, off: new Set()};      // at null: the last tick, all of ΔW
   const examples = () => info?.examples ?? [];
-  const full = () => dial.value === dial.max;
+
+  /* ---- where the dials stand */
+  const ticks = (by = dial.by) => dials?.ticks[by] ?? [];
+  const at = (by = dial.by) => Math.min(dial.at ?? Infinity, ticks(by).length - 1);
+  const full = () => at() === ticks().length - 1;
+  const whole = () => !dials || full() && dial.strength === 1 && !dial.off.size;
+  const nothing = () => Boolean(dials) && (dial.strength === 0 || ticks()[at()]?.most === 0 || dial.off.size >= dials.matrices);
+  const setting = () => whole() ? null : {by: dial.by, at: full() ? null : at(), strength: dial.strength, off: [...dial.off].sort()};
+  const key = () => JSON.stringify(setting());
+  function said() {
+    const t = ticks()[at()], parts = [];
+    if (t && !full()) parts.push(dial.by === "k" ? `${t.x} of ${dials.rank} directions` : dial.by === "mb" ? `the best ${(t.bytes / 1e6).toFixed(2)} MB` : `${fmt.pct(t.x)} of each matrix's energy`);
+    if (dial.off.size) parts.push(`${dials.matrices - dial.off.size} of ${dials.matrices} matrices`);
+    if (dial.strength !== 1) parts.push(`ΔW × ${dial.strength}`.replace("-", "−"));
+    return parts.join(", ");
+  }
+  /* The held-out loss of what is on the dials: off a curve that is measured, or measured for itself. */
+  function lossNow() {
+    if (!info?.loss && !held) return null;
+    const of = held?.of, tick = (name, i) => held?.families[name] && {loss: held.families[name].loss[i], rows: held.families[name].rows, of};
+    if (nothing()) return info.loss ? {loss: info.loss.base} : tick("k", 0);
+    if (whole()) return info.loss ? {loss: info.loss.adapted} : null;
+    if (dial.strength === 1 && !dial.off.size) return tick(dial.by, at());
+    if (full() && !dial.off.size && dials.strengths.includes(dial.strength)) return tick("strength", dials.strengths.indexOf(dial.strength));
+    return measured.get(key()) ?? null;
+  }
+  function turn(change, soon = 150) {
+    Object.assign(dial, change);
+    paintDials();
+    address({cut: full() ? null : `${dial.by}.${at()}`, strength: dial.strength === 1 ? null : dial.strength, way: way === "cut" ? null : way});
+    clearTimeout(timer);
+    timer = setTimeout(ask, soon);
+  }
+  function paintDials() {
+    for (const v of Object.values(views)) v.paint?.();
+    losses();
+    heading();
+  }
+  const ctx = {dial, ticks, at, full, whole, nothing, setting, said, turn, lossNow, measured, page: PAGE,
+    get info() { return info; }, get dials() { return dials; }, get held() { return held; }, get shown() { return shown; }, get prompt() { return prompt.value; },
+    wake: () => follow(), fault: (text) => { fault.textContent = text; }, lossOf: (s) => measured.get(JSON.stringify(s)), reference: () => examples()[+pick.value]?.reference};
+  const views = {cut: cutView(ctx), matrices: knockView(ctx), words: wordsView(ctx)};
+  const bodies = WAYS.map(([id]) => h("div", {class: `cp-body cp-${id}`, "data-way": id, hidden: id !== way}, views[id].nodes));
+  below.append(...bodies);
+  ways.append(...WAYS.map(([id, text]) => h("button", {type: "button", "data-way": id, "aria-pressed": id === way, onclick: () => look(id)}, text)));
+  function look(id) {
+    way = id;
+    ways.querySelectorAll("button").forEach((b) => b.setAttribute("aria-pressed", b.dataset.way === id));
+    bodies.forEach((b) => { b.hidden = b.dataset.way !== id; });
+    address({way: id === "cut" ? null : id});
+    views[id].look?.();
+  }
 
   /* ---- the run that is compared */
   let opening = 0;
   async function open() {
     const mine = ++opening, run = state.run;
+    clearTimeout(poll);
+    dials = held = null;
+    measured.clear();
+    Object.assign(dial, {by: "k", at: null, strength: 1});
+    dial.off.clear();
     if (run == null) { info = null; return blank("After a run, the texts of the base and of the adapted model will stand here side by side."); }
     try { info = await get("compare", {run}); } catch (error) {
       if (error instanceof Away) return;
@@ -35,28 +95,54 @@ export function compare(root, {send}) {
       return blank(error.message);
     }
     if (mine !== opening) return;
-    measured = new Map();
-    dial.max = info.rank;
-    dial.value = info.rank;
     pick.replaceChildren(...(examples().length ? examples().map((e, i) => h("option", {value: i}, `held-out example ${i + 1}`)) : [h("option", {value: ""}, "no held-out example")]), h("option", {value: "own"}, "a prompt of your own"));
     shown = before = null;
     seq++;
     fault.textContent = "";
     if (examples().length) choose(0); else pick.value = "own";
     paint();
+    if (info.ready) await openDials(mine, run);
     first();
   }
+  async function openDials(mine, run) {
+    try { dials = await get("dials", {run}); } catch (error) {
+      if (!(error instanceof Refused || error instanceof Away)) throw error;
+      if (mine === opening) views.cut.unable(error.message);
+      return;
+    }
+    if (mine !== opening) return;
+    const [by, i] = (asked("cut") ?? "").split("."), t = Number(asked("strength"));
+    if (dials.ticks[by] && dials.ticks[by][+i]) Object.assign(dial, {by, at: +i});
+    if (asked("strength") && dials.strengths.includes(t)) dial.strength = t;
+    for (const v of Object.values(views)) v.open?.();
+    if (WAYS.some(([id]) => id === asked("way"))) look(asked("way"));
+    paintDials();
+    follow();
+  }
+  /* The curve along the dials: asked for while this tab is looked at, until all of it is measured. */
+  async function follow() {
+    clearTimeout(poll);
+    if (!dials || state.tab !== "compare" || held?.done && !(views.matrices.wanted() && !held.holders)) return;
+    const run = state.run;
+    try { held = await get("held", {run, first: dial.strength === 1 ? dial.by : "strength", holders: views.matrices.wanted() ? 1 : null}); } catch (error) {
+      if (!(error instanceof Refused || error instanceof Away)) throw error;
+      return;
+    }
+    if (run !== state.run) { held = null; return; }
+    paintDials();
+    views.cut.curve();
+    poll = setTimeout(follow, document.hidden ? 5000 : 1000);
+  }
   /* The first look at a run: its texts are written unasked, unless a training needs the machine. */
-  function first() { if (state.tab === "compare" && info?.ready && !shown && !state.view?.live && prompt.value) ask(); }
+  function first() { if (state.tab === "compare" && info?.ready && (!shown || shown.recorded && !whole()) && !state.view?.live && prompt.value) ask(); }
   function blank(text) {
     shown = null;
     fault.textContent = "";
     base.textContent = adapted.textContent = "";
     base.append(h("span", {class: "ll-note"}, text));
-    strip.show([], "");
     go.disabled = true;
     head.textContent = "adapted";
-    dial.disabled = true;
+    below.hidden = true;
     lossLine.replaceChildren();
   }
   function choose(i) {
@@ -64,14 +150,14 @@ export function compare(root, {send}) {
     pick.value = i;
     prompt.value = e.prompt;
     reference.replaceChildren(h("b", {}, "held-out answer "), e.reference);
-    if (e.base != null) { before = null; shown = {base: e.base, adapted: e.adapted, tokens: e.tokens, k: null, done: true, recorded: true}; }
+    if (e.base != null) { before = null; shown = {texts: [e.base, e.adapted], tokens: e.tokens, said: "", key: "null", done: true, recorded: true}; }
   }
   pick.onchange = () => {
     if (pick.value === "own") { prompt.value = ""; reference.textContent = ""; prompt.focus(); return; }
     seq++;
     choose(+pick.value);
     paint();
-    if (!shown?.recorded || !full()) ask();
+    if (!shown?.recorded || !whole()) ask();
   };
   prompt.oninput = () => { pick.value = "own"; reference.textContent = ""; };
   prompt.onkeydown = (e) => { if (e.key === "Enter" && !e.shiftKey) { e.preventDefault(); ask(); } };
@@ -79,73 +165,71 @@ export function compare(root, {send}) {
   /* ---- asking */
   async function ask() {
     if (!info?.ready || !state.run && state.run !== 0) return;
+    clearTimeout(timer);
     const mine = ++seq, was = shown;
     fault.textContent = "";
     before = shown?.done ? shown : before;
-    shown = {base: "", adapted: "", tokens: null, k: full() ? null : +dial.value, done: false};
+    shown = {texts: ["", ""], tokens: null, said: said(), key: key(), nothing: nothing(), done: false, asked: performance.now()};
     paint();
     try { await get("ping"); } catch { if (mine === seq) { shown = was; paint(); } return; }     // away: the frame says so
     if (mine !== seq) return;
-    send({run: state.run, prompt: prompt.value, k: shown.k, page: PAGE, seq}, "submit");
+    send({run: state.run, prompt: prompt.value, setting: setting(), measure: !lossNow(), page: PAGE, seq}, "submit");
   }
-  dial.oninput = () => { k.textContent = dial.value; losses(); clearTimeout(timer); timer = setTimeout(ask, 150); };
 
   /* ---- showing */
+  function heading() {
+    const now = shown?.said ?? said();
+    head.textContent = !info ? "adapted" : shown?.nothing ? "adapted, nothing of ΔW left: the base again" : `adapted by ${info.name}${now ? `, ${now}` : ""}`;
+  }
   function paint() {
     const busy = Boolean(shown && !shown.done), ready = Boolean(info?.ready);
+    below.hidden = !ready;
     go.disabled = busy || !ready;
     go.textContent = shown?.seconds ? `Write both (≈ ${fmt.time(shown.seconds)})` : "Write both";
-    dial.disabled = !ready;
-    k.textContent = dial.value;
     badge.hidden = !shown?.recorded;
-    const kept = shown ? shown.k ?? info.rank : info?.rank;
-    head.textContent = !info ? "adapted" : kept === 0 ? "adapted, nothing kept (k = 0): the base again" : `adapted by ${info.name}${shown && kept < info.rank ? `, ${kept} of ${info.rank} directions` : ""}`;
+    heading();
     for (const p of [base, adapted]) { p.classList.toggle("busy", busy); p.setAttribute("aria-busy", busy); }
     if (!shown) {
       base.replaceChildren(h("span", {class: "ll-note"}, info?.note ?? "Press the button: both models write at once."));
       adapted.replaceChildren();
     } else {
-      base.textContent = shown.base || (shown.done ? "(it wrote nothing)" : "");
-      const diff = changed(shown.base, shown.adapted), older = before && before.adapted !== shown.adapted ? changed(before.adapted, shown.adapted) : null;
-      since.hidden = !(older && shown.done && shown.k !== before.k);
+      const [plain, mine] = shown.texts, old = before?.texts[1];
+      base.textContent = plain || (shown.done ? "(it wrote nothing)" : "");
+      const diff = changed(plain ?? "", mine ?? ""), older = before && old !== mine ? changed(old, mine ?? "") : null;
+      since.hidden = !(older && shown.done && shown.key !== before.key);
       if (since.hidden) mark = "base";
-      if (!since.hidden) since.replaceChildren(...[["base", "unlike base"], ["before", `since k = ${before.k ?? info.rank}`]].map(([id, text]) => h("button", {type: "button", "aria-pressed": id === mark, onclick: () => { mark = id; paint(); }}, text)));
+      if (!since.hidden) since.replaceChildren(...[["base", "unlike base"], ["before", `since ${before.said || "all of ΔW"}`]].map(([id, text]) => h("button", {type: "button", "aria-pressed": id === mark, onclick: () => { mark = id; paint(); }}, text)));
       const {runs} = mark === "before" && older ? older : diff;
-      adapted.replaceChildren(...(shown.adapted ? runs.map(([w, is]) => is ? h("ins", {}, w) : w) : [shown.done ? "(it wrote nothing)" : ""]));
+      adapted.replaceChildren(...(mine ? runs.map(([w, is]) => is ? h("ins", {}, w) : w) : [shown.done ? "(it wrote nothing)" : ""]));
     }
-    strip.show(shown?.tokens ?? null, !shown ? "" : shown.done ? (kept === 0 ? "With k = 0 nothing is added: the base speaks alone." : "") : "…");
-    took.textContent = shown?.seconds ? `written in ${shown.seconds.toFixed(1)} s` : "";
+    views.words.show();
     losses();
   }
   function losses() {
     if (!info) return;
-    const {loss, score, rank} = info, now = +dial.value, at = now === rank ? null : now === 0 ? loss?.base : measured.get(now), pieces = [];
+    const {loss, score} = info, now = lossNow(), pieces = [], moved = !whole();
     if (loss) pieces.push(h("span", {title: `mean over ${loss.rows} held-out rows, nats a token`}, h("span", {class: "ll-muted"}, "held-out loss "), h("b", {class: "ll-base"}, loss.base.toFixed(2)), h("span", {"aria-label": "to"}, " → "),
-      h("b", {class: "ll-warm ll-mid"}, (at ?? loss.adapted).toFixed(2)), now !== rank && at == null ? h("span", {class: "ll-muted"}, ` from k = ${rank} `) : null,
-      now !== rank && at == null ? h("button", {class: "ll-link", type: "button", onclick: measure}, `measure at k = ${now}`) : null));
+      h("b", {class: "ll-warm ll-mid", id: "cp-loss-now"}, (now?.loss ?? loss.adapted).toFixed(2)),
+      moved ? h("span", {class: "ll-muted"}, now ? now.rows != null && now.rows < now.of ? ` on ${now.rows} of ${now.of} rows` : "" : " from all of ΔW, measuring…") : null));
     if (score) pieces.push(h("span", {title: `over ${score.rows} held-out prompts`}, h("span", {class: "ll-muted"}, `${score.name} `), h("b", {class: "ll-base"}, score.base), h("span", {"aria-label": "to"}, " → "),
-      h("b", {class: "ll-warm ll-mid"}, score.adapted), now !== rank ? h("span", {class: "ll-muted"}, ` from k = ${rank}`) : null));
+      h("b", {class: "ll-warm ll-mid"}, score.adapted), moved ? h("span", {class: "ll-muted"}, " from all of ΔW") : null));
     lossLine.replaceChildren(...pieces);
-  }
-  async function measure(e) {
-    const now = +dial.value, run = state.run;
-    e.target.disabled = true;
-    e.target.textContent = "measuring…";
-    try {
-      const found = await post("loss", {run, k: now});
-      if (run === state.run) { measured.set(now, found.loss); losses(); }
-    } catch (error) { if (!(error instanceof Refused || error instanceof Away)) throw error; fault.textContent = error.message; losses(); }
   }
 
   on("run ended start", open);
   let stale = null;
-  on("view", (v) => { const key = v && `${v.run}.${v.status}.${v.score?.adapted}`; if (key !== stale) { stale = key; if (v && info && v.run === info.run && (v.live !== info.live || v.adapter !== info.ready)) open(); } });
-  on("back", () => { if (shown && !shown.done) { shown = null; paint(); } });
-  on("tab", first);
+  on("view", (v) => { const k = v && `${v.run}.${v.status}.${v.score?.adapted}`; if (k !== stale) { stale = k; if (v && info && v.run === info.run && (v.live !== info.live || v.adapter !== info.ready)) open(); } });
+  on("back", () => { if (shown && !shown.done) { shown = null; paint(); } follow(); });
+  on("tab", () => { first(); follow(); });
   return {update(v) {
     if (!v || v.seq !== seq || v.run !== state.run) return;                 // an answer to an older question
     if (v.error) { fault.textContent = v.error; shown = before; paint(); return; }
-    shown = {...shown, ...v, k: v.k ?? null};
-    paint();
+    const {texts, tokens, done, seconds} = v;
+    if (shown?.asked && texts?.[0]) { globalThis.LoraLab.writes = [...(globalThis.LoraLab.writes ?? []), performance.now() - shown.asked].slice(-50); shown.asked = 0; }
+    const fresh = !same(shown, {texts, tokens, done});
+    shown = {...shown, texts: texts?.length ? texts : ["", ""], tokens, done, seconds};
+    if (v.losses) measured.set(JSON.stringify(v.setting ?? null), {loss: v.losses[1], rows: v.rows, of: v.of});
+    if (fresh) paint(); else paintDials();
   }};
 }
+const same = (a, b) => a && a.done === b.done && a.tokens?.length === b.tokens?.length && JSON.stringify(a.texts) === JSON.stringify(b.texts);

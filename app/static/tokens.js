@@ -1,13 +1,13 @@
-/* Where the adapter speaks: the adapted text token by token, darker where its probability moved more, and for one token
- * what both models held for likely there. One tab stop, arrow keys inside. */
+/* Where the adapter speaks: a text token by token, darker where the token's probability moved more, or where the whole
+ * distribution did (KL); and for one token what both models held for likely there. One tab stop, arrow keys inside. */
 import {fmt, h} from "./core.js";
 
-const FULL = 6;                                             // nats at which a token is as dark as can be
+const FULL = {d: 6, kl: 4};                                 // nats at which a token is as dark as can be
 
 export function tokenStrip() {
-  const strip = h("div", {class: "cp-tokens", role: "listbox", "aria-label": "Adapted text by token; arrow keys move", "aria-orientation": "horizontal"});
+  const strip = h("div", {class: "cp-tokens", role: "listbox", "aria-label": "The text by token; arrow keys move", "aria-orientation": "horizontal"});
   const detail = h("div", {class: "cp-detail"});
-  let list = null;
+  let list = null, by = "d";
   const at = (e) => e.target.closest?.("[data-i]")?.dataset.i;
   strip.addEventListener("pointerover", (e) => at(e) && explain(+at(e)));
   strip.addEventListener("focusin", (e) => at(e) && explain(+at(e)));
@@ -25,17 +25,18 @@ export function tokenStrip() {
     const column = (name, tops, cls) => h("div", {class: "cp-col"}, h("span", {class: cls}, `${name}'s likeliest`), tops.map(([w, x]) => h("span", {class: "cp-p"},
       h("code", {class: w === t.t ? "is" : null}, visible(w)), h("span", {class: "cp-bar", "aria-hidden": "true"}, h("i", {class: `${cls}-bar`, style: {width: `${Math.max(1, 100 * x)}%`}})), h("span", {class: "ll-muted"}, p(x)))));
     detail.replaceChildren(h("p", {class: "cp-said"}, h("code", {}, visible(t.t)), ` ${moved(t.d)}`,
-      h("span", {class: "ll-muted"}, ` p ${p(Math.exp(t.p[0]))} → ${p(Math.exp(t.p[1]))}`)), column("base", t.base, "ll-base"), column("adapted", t.adapted, "ll-warm"));
+      h("span", {class: "ll-muted"}, ` p ${p(Math.exp(t.p[0]))} → ${p(Math.exp(t.p[1]))}${t.kl == null ? "" : `; KL ${t.kl.toFixed(2)} nats`}`)), column("base", t.base, "ll-base"), column("adapted", t.adapted, "ll-warm"));
   }
   return {
     nodes: [strip, detail],
-    show(tokens, empty = "") {
-      if (tokens === list) return;
+    show(tokens, empty = "", measure = "d") {
+      if (tokens === list && measure === by) { if (!list?.length) detail.replaceChildren(h("p", {class: "ll-note"}, empty)); return; }
       list = tokens;
+      by = measure;
       if (!list?.length) { strip.replaceChildren(); detail.replaceChildren(h("p", {class: "ll-note"}, empty)); return; }
-      strip.replaceChildren(...list.map((t, i) => h("span", {class: "cp-tok", role: "option", "aria-selected": "false", tabindex: -1, "data-i": i,
-        style: {"--d": Math.min(1, Math.abs(t.d) / FULL).toFixed(2)}, "aria-label": `${t.t.trim() || "space"}, ${moved(t.d)}`}, t.t.replaceAll("\n", "↵\n"))));
-      explain(list.reduce((a, t, i) => t.d > list[a].d ? i : a, 0));
+      strip.replaceChildren(...list.map((t, i) => h("span", {class: `cp-tok${by === "d" && t.d < -0.1 ? " less" : ""}`, role: "option", "aria-selected": "false", tabindex: -1, "data-i": i,
+        style: {"--d": Math.min(1, Math.abs(t[by]) / FULL[by]).toFixed(2)}, "aria-label": `${t.t.trim() || "space"}, ${by === "d" ? moved(t.d) : `KL ${t.kl.toFixed(2)} nats`}`}, t.t.replaceAll("\n", "↵\n"))));
+      explain(list.reduce((a, t, i) => t[by] > list[a][by] ? i : a, 0));
     },
   };
 }

@@ -1,9 +1,8 @@
-"""Compare and Spectra without a browser: from a real run of a tiny model."""
+"""Spectra and the first visit without a browser: from a real run of a tiny model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -50,57 +49,6 @@ def test_matrices_without_a_spectrum(page: TestClient, run: Run, m: str, words: 
     assert words in ask(page, "spectrum", run=run.id, m=m)["error"]
 
 
-# ---- compare
-def test_both_texts_are_written_and_the_newest_question_wins(lab: Lab, run: Run) -> None:
-    states = list(compare.stream(lab, {"run": run.id, "prompt": "a fine film", "page": "p", "seq": 1}))
-    last = states[-1]
-    assert last["done"] and last["seq"] == 1 and "error" not in last and isinstance(last["tokens"], list)
-    assert all(set(t) == {"t", "d", "p", "base", "adapted"} for t in last["tokens"])
-    compare.TICKETS.take("p", 5)
-    assert not any(s.get("done") for s in compare.stream(lab, {"run": run.id, "prompt": "x", "page": "p", "seq": 2}))
-
-
-def test_nothing_kept_is_the_base_and_all_kept_is_the_adapter(lab: Lab, run: Run) -> None:
-    none = list(compare.stream(lab, {"run": run.id, "prompt": "a fine film", "k": 0, "page": "q", "seq": 1}))[-1]
-    assert none["base"] == none["adapted"] and none["tokens"] == []
-    assert compare.loss_at(lab, {"run": run.id, "k": 0})["loss"] == pytest.approx(run.base_loss, abs=1e-4)
-    assert compare.loss_at(lab, {"run": run.id, "k": 4})["loss"] == pytest.approx(run.loss, abs=1e-4)
-    with lab.session.model(run.request.model) as loaded:
-        assert run.adapter is not None
-        assert lab.session.adapter(loaded, run.id, run.adapter, 2) == f"run-{run.id}-k2"
-
-
-def test_a_cut_keeps_what_was_trained_beside_it(lab: Lab, run: Run, tmp_path: Path) -> None:
-    """DoRA's W' − W0 is what is cut, and trained norms stay with it, down to the base model at k = 0."""
-    import torch
-
-    import lora_core as lc
-
-    with lab.session.model(run.request.model) as loaded:
-        spec = lc.LoraSpec(targets=("q", "norm"), rank=2, dora=True)
-        made = lc.attach(loaded.model, spec, "made")
-        g = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for p in made.parameters():
-                p.add_(torch.randn(p.shape, generator=g) * 0.1)
-        made.save(tmp_path / "made")
-        made.detach()
-        ids = torch.tensor([[1, 5, 9, 7]])
-
-        def out(k: int | None) -> torch.Tensor:
-            lc.switch(loaded.model, None, None if k == 0 else lab.session.adapter(loaded, 777, tmp_path / "made", k))
-            with torch.no_grad():
-                return loaded.model(ids).logits
-
-        whole, base = out(None), out(0)
-        lc.switch(loaded.model, None, lab.session.adapter(loaded, 777, tmp_path / "made", 0))
-        with torch.no_grad():
-            torch.testing.assert_close(loaded.model(ids).logits, base)
-        far = [float((out(k) - whole).norm()) for k in (1, 8, 31)]
-        assert far[0] > far[1] > far[2] and far[2] < 0.1 * float((base - whole).norm())
-        lc.switch(loaded.model, None, None)
-
-
 def test_few_adapters_stay_attached(lab: Lab, run: Run) -> None:
     import lora_core as lc
     from app.pages.session import ATTACHED
@@ -112,23 +60,6 @@ def test_few_adapters_stay_attached(lab: Lab, run: Run) -> None:
         assert len(loaded.attached) == ATTACHED and lc.get_adapter(loaded.model, name).name == name
         with pytest.raises(UserError):
             lc.get_adapter(loaded.model, "run-1000")
-
-
-@pytest.mark.parametrize(("asked", "words"), [
-    ({"prompt": ""}, "write a prompt"),
-    ({"prompt": "x" * 30_000}, "at most"),
-    ({"prompt": "x", "run": 999}, "no run"),
-    ({"prompt": "x", "run": None}, "is no run"),
-])  # fmt: skip
-def test_questions_that_cannot_be_answered(lab: Lab, run: Run, asked: dict[str, Any], words: str) -> None:
-    last = list(compare.stream(lab, {"run": run.id, "page": "e", "seq": 1, **asked}))[-1]
-    assert last["done"] and words in last["error"]
-
-
-def test_what_compare_opens_with(page: TestClient, run: Run) -> None:
-    a = ask(page, "compare", run=run.id)
-    assert a["ready"] and a["rank"] == 4 and a["loss"]["adapted"] == run.loss and len(a["examples"]) == 12
-    assert a["examples"][0]["reference"]
 
 
 # ---- the recorded run

@@ -1,0 +1,72 @@
+/* Which words: where the adapter speaks, in what it wrote, in the held-out answer, or in a text of one's own. */
+import {Away, Refused, h, post, state} from "./core.js";
+import {tokenStrip} from "./tokens.js";
+
+export function wordsView(ctx) {
+  const strip = tokenStrip(), note = h("p", {class: "ll-note", role: "status"}), say = h("p", {class: "ct-say"});
+  const which = h("div", {class: "ll-tabs", role: "group", "aria-label": "Which text"}, [["written", "what it wrote"], ["answer", "the held-out answer"], ["own", "any text"]].map(([id, text]) =>
+    h("button", {type: "button", "data-id": id, "aria-pressed": id === "written", onclick: () => choose(id)}, text)));
+  const measure = h("div", {class: "ll-tabs", role: "group", "aria-label": "What the colour shows"}, [["d", "probability of this token"], ["kl", "KL, all tokens"]].map(([id, text]) =>
+    h("button", {type: "button", "data-id": id, "aria-pressed": id === "d", onclick: () => { by = id; draw(); }}, text)));
+  const own = h("textarea", {class: "ll-field wd-own", rows: 2, hidden: true, "aria-label": "Any text", placeholder: "type or paste any text: both models read it", oninput: () => { clearTimeout(timer); timer = setTimeout(read, 350); }});
+  let what = "written", by = "d", tokens = null, seq = 0, timer = 0, asked = null, wait = "";
+
+  function choose(id) {
+    what = id;
+    which.querySelectorAll("button").forEach((b) => b.setAttribute("aria-pressed", b.dataset.id === id));
+    own.hidden = id !== "own";
+    if (id === "own" && !own.value) own.value = ctx.shown?.texts?.[1] || ctx.prompt;
+    if (id === "own") own.focus();
+    asked = null;
+    show();
+  }
+  const text = () => what === "own" ? own.value : ctx.reference() ?? "";
+  /* What it wrote comes with the texts; everything else is read by both models in one pass. */
+  function show() {
+    which.querySelector('[data-id="answer"]').disabled = !ctx.reference();
+    if (what !== "written") { read(); return; }
+    tokens = ctx.shown?.tokens ?? null;
+    wait = !ctx.shown ? "" : !ctx.shown.done ? "…" : ctx.shown.nothing ? "Nothing of ΔW is left: the base speaks alone." : "";
+    draw();
+  }
+  async function read() {
+    const now = JSON.stringify([text(), what === "answer" ? ctx.prompt : null, ctx.setting(), state.run]);
+    if (now === asked || state.run == null) return;
+    asked = now;
+    const mine = ++seq;
+    if (!text().trim()) { tokens = []; wait = "A text of two tokens or more is needed."; return draw(); }
+    try {
+      const r = await post("speaks", {run: state.run, text: text(), prompt: what === "answer" ? ctx.prompt : null, setting: ctx.setting(), page: ctx.page, seq: mine});
+      if (mine !== seq || what === "written") return;
+      tokens = r.tokens ?? [];
+      wait = r.base ? "Nothing of ΔW is left: the base speaks alone." : r.cut ? `The last ${r.cut} tokens were left out.` : tokens.length ? "" : "A text of two tokens or more is needed.";
+    } catch (error) {
+      if (!(error instanceof Refused || error instanceof Away)) throw error;
+      asked = null;
+      tokens = [];
+      wait = error.message;
+    }
+    draw();
+  }
+  function draw() {
+    const kl = tokens?.length ? tokens.every((t) => t.kl != null) : true;
+    if (!kl) by = "d";
+    measure.querySelectorAll("button").forEach((b) => { b.setAttribute("aria-pressed", b.dataset.id === by); b.disabled = b.dataset.id === "kl" && !kl; });
+    strip.show(tokens, wait, by);
+    note.textContent = tokens?.length ? wait : "";
+    say.textContent = tokens?.length ? sentence() : "";
+  }
+  function sentence() {
+    const n = tokens.length, visible = (t) => `“${t.t.trim() || "space"}”`;
+    if (by === "kl") {
+      const total = tokens.reduce((a, t) => a + t.kl, 0), most = tokens.reduce((a, t) => t.kl > a.kl ? t : a), ordered = tokens.map((t) => t.kl).sort((a, b) => b - a);
+      let sum = 0, few = 0;
+      while (sum < total / 2) sum += ordered[few++];
+      return `KL is ${(total / n).toFixed(2)} nats a token; ${few} of ${n} tokens hold half of it, most of all the place of ${visible(most)} (${most.kl.toFixed(1)}).`;
+    }
+    const up = tokens.filter((t) => t.d > 0.1).length, down = tokens.filter((t) => t.d < -0.1).length, first = tokens.filter((t) => t.base[0]?.[0] !== t.adapted[0]?.[0]).length;
+    return `${up} of ${n} tokens became likelier, ${down} less likely; at ${first} places the most probable token is another one.`;
+  }
+  return {nodes: [h("div", {class: "wd-row"}, which, measure, note), own, ...strip.nodes.slice(0, 1), say, strip.nodes[1]], show, paint() { if (what !== "written") show(); }, look: show,
+    open() { asked = null; }};
+}
