@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from app.runs.film import Film
 from app.runs.folder import CHECKPOINT
 from app.runs.run import Run, RunRequest
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 SCORED_ROWS, MEASURED_ROWS = 16, 256  # held-out rows that texts are generated for, and that are read alone
 HEADLINE = {"classify": "accuracy", "preference": "preferred"}
 LATER = ("lora_core.files", "lora_core.saving", "lora_core.evaluate", "lora_core.generate", "lora_core.tasks.scores",
-         "lora_core.classification", "lora_core.preference", "lora_core.changed")  # fmt: skip
+         "lora_core.classification", "lora_core.preference", "lora_core.changed", "lora_core.spectra")  # fmt: skip
 Stop = Callable[[], bool]
 
 
@@ -25,7 +26,10 @@ class Session(Protocol):
     """What the worker needs of a training: events, the adapter on disk, a score. Tests have one without a model."""
 
     def train(self, stop: Stop) -> Iterator[dict[str, Any]]:
-        """Events as `TrainEvent.to_dict()` gives them; after `stop` says True the run ends, with its adapter kept."""
+        """Events as `TrainEvent.to_dict()` gives them; after `stop` says True the run ends, with its adapter kept.
+
+        Some have "sigma" as well, {key: the singular values of ΔW}.
+        """
         ...
 
     def save(self, folder: Path, info: Mapping[str, Any]) -> None:
@@ -125,9 +129,15 @@ class _Training:
         more: dict[str, Any] = {"tokenizer": self.tokenizer, "stop": stop, "checkpoint": self.checkpoint}
         passes = PASSES if self.objective.name == "preference" else 1.0
         first: lc.TrainEvent | None = None
+        film = Film(self.adapter, self.config.steps)
         for event in lc.train(self.adapter, self.task, self.config, objective=self.objective, **more):
             first = first or event
-            yield event.to_dict()
+            sigma = None
+            if event.kind == "base":
+                sigma = film.begin(event.train_s)
+            elif event.kind in ("step", "end"):
+                sigma = film.after(event.step, event.train_s, end=event.kind == "end")
+            yield event.to_dict() | ({"sigma": sigma} if sigma else {})
             if event.kind == "end":  # what this run took makes the next estimate better
                 spec, steps = self.adapter.spec, event.step - first.step
                 each = estimate(self.model, spec, self.task, self.config, self.tokenizer, self.objective).tokens

@@ -1,9 +1,11 @@
 /* Train: the loss as it falls, what is going on in words, the past runs, and where the update grows. */
-import {Away, Refused, emit, fmt, get, h, layersOf, on, post, show, state} from "./core.js";
+import {Away, Refused, address, emit, fmt, get, h, layersOf, on, post, show, state} from "./core.js";
 import {cellmap} from "./cellmap.js";
+import {live} from "./live.js";
 import {draw, drawn, exports} from "./plot.js";
 import {behind, openRun, overlay, poll} from "./run.js";
 import {settings} from "./settings.js";
+import {walk} from "./walk.js";
 
 export function train(root, {value}) {
   const fault = h("p", {class: "ll-fault", role: "alert"}), form = settings(value.more);
@@ -17,11 +19,13 @@ export function train(root, {value}) {
   const beside = h("p", {class: "ll-note tr-beside"}), grown = h("p", {class: "ll-note tr-grown"});
   const past = h("div", {class: "tr-past"}), stripBox = h("div", {class: "tr-strip"}), legend = h("p", {class: "ll-note"});
   const next = h("button", {class: "ll-link", type: "button", hidden: true, onclick: () => show("compare")}, "compare its texts");
-  root.append(h("div", {class: "ll-row tr-row"}, form.nodes, go, stop), fault, h("div", {class: "ll-grid"},
-    h("section", {class: "ll-card tr-main", style: {"--span": 8}},
-      h("div", {class: "ll-head"}, h("h2", {class: "ll-h"}, "Loss on the completions ", badge), h("p", {class: "ll-note"}, "small: each step; line: smoothed; large: held out"),
-        exports("the loss", {name: () => `loss-run${state.run}`, figure: () => drawn(plot), rows: () => state.view?.rows})), plot, say),
-    h("section", {class: "ll-card tr-side", style: {"--span": 4}}, status, h("div", {class: "tr-acts"}, resume, next), h("div", {class: "tr-nums"}, nStep.box, nLeft.box, nTok.box), beside,
+  root.append(h("div", {class: "ll-row tr-row"}, form.nodes, walk().nodes, go, stop), fault, say, h("div", {class: "ll-grid"},
+    h("section", {class: "ll-card tr-main", style: {"--span": 5}},
+      h("div", {class: "ll-head"}, h("h2", {class: "ll-h"}, "Loss on the completions ", badge),
+        exports("the loss", {name: () => `loss-run${state.run}`, figure: () => drawn(plot), rows: () => state.view?.rows})), plot,
+      h("p", {class: "ll-note"}, "small: each step; line: smoothed; large: held out")),
+    live(),
+    h("section", {class: "ll-card tr-side", style: {"--span": 3}}, status, h("div", {class: "tr-acts"}, resume, next), h("div", {class: "tr-nums"}, nStep.box, nLeft.box, nTok.box), beside,
       h("h2", {class: "ll-h tr-h"}, "Runs"), past),
     h("section", {class: "ll-card", style: {"--span": 12}}, h("div", {class: "ll-head"}, h("h2", {class: "ll-h"}, "Where the update grows"), grown, legend), stripBox)));
 
@@ -103,11 +107,15 @@ export function train(root, {value}) {
   function build(targets, layers, key) {
     const id = `${key}|${targets.join()}|${layers}`;
     if (strip?.id === id) return;
-    strip = cellmap(targets, layers, {label: "‖ΔW‖ by layer and matrix", height: targets.length > 4 ? 12 : targets.length > 2 ? 18 : 26});
+    strip = cellmap(targets, layers, {label: "‖ΔW‖ by layer and matrix; arrow keys move, and the spectrum follows", onPick: choose, height: targets.length > 4 ? 12 : targets.length > 2 ? 18 : 26});
     strip.id = id;
     root.style.setProperty("--strip", `${targets.length * ((targets.length > 4 ? 12 : targets.length > 2 ? 18 : 26) + 2)}px`);
     stripBox.replaceChildren(strip.node);
+    strip.mark(filmed);
   }
+  function choose(m) { state.matrix = m; address({m}); }
+  let filmed = null;
+  on("matrix film", (m) => { filmed = m; strip?.mark(m); });
   function warm(v) {
     const {values, top, most} = v.warm ?? {values: {}};
     const names = Object.keys(values);
@@ -122,7 +130,7 @@ export function train(root, {value}) {
     }
     build(names, values[names[0]].length, "run");
     strip.paint(values, 0, top, (l, t, x) => x == null ? `layer ${l} ${t} is frozen` : `layer ${l} ${t}: ‖ΔW‖ = ${x.toPrecision(3)}`);
-    strip.grid.setAttribute("aria-label", `‖ΔW‖ by layer and matrix, up to ${most.toPrecision(2)}`);
+    strip.grid.setAttribute("aria-label", `‖ΔW‖ by layer and matrix, up to ${most.toPrecision(2)}; arrow keys move, and the spectrum follows`);
     grown.textContent = v.warm.say;
     legend.replaceChildren("‖ΔW‖", h("span", {class: "ll-ramp"}, "0", h("i"), top.toPrecision(2)));
   }

@@ -1,0 +1,32 @@
+"""Train's live spectrum: the singular values of one ΔW at every picture of a run, as they came."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from app import figures_train
+from app.pages.lab import Lab, title
+from app.pages.spectra import MATRIX, address
+from app.pages.train import where
+from lora_core.families import TITLES
+
+
+def film(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
+    """The film of one matrix, `m` = "layers.12.v"; of the one that grew most where that one has none."""
+    run = lab.run(query.get("run"))
+    pictures = [(0 if e["kind"] == "base" else int(e["step"]), e["sigma"])
+                for e in lab.store.events(run.id) if e.get("sigma")]  # fmt: skip
+    answer: dict[str, Any] = {"run": run.id, "name": title(run), "live": run.live, "steps": []}
+    if not pictures:
+        return answer
+    asked = MATRIX.fullmatch(query.get("m") or "")
+    names = pictures[-1][1]
+    key = next((k for k in names if asked and where(k) == (int(asked[1]), asked[2])), None)
+    key = key or max(names, key=lambda k: names[k][0] if names[k] else 0.0)
+    by_step = {step: sigma[key] for step, sigma in pictures if key in sigma}
+    steps, sigma = sorted(by_step), [by_step[s] for s in sorted(by_step)]
+    layer, name = where(key)
+    full = f"layer {layer}, {name}" + (f" ({TITLES[name]})" if name in TITLES and TITLES[name] != name else "")
+    figure = figures_train.film(steps, sigma, last=run.steps if run.live else 0, revision=f"{run.id}.{key}")
+    return answer | {"m": address(key), "title": full, "path": key, "steps": steps, "sigma": sigma, "figure": figure}
