@@ -31,7 +31,7 @@ export function live() {
   const play = h("button", {type: "button", class: "ll-button small", onclick: toggle}, "Play");
   const bar = h("div", {class: "tr-film-bar"}, play, slide, at);
   const node = h("section", {class: "ll-card tr-live", style: {"--span": 4}, "aria-label": "The spectrum of the chosen update while it grows"},
-    h("div", {class: "ll-head"}, title, exports("the spectrum over the steps", {name: () => `film-run${state.run}-${film?.m}`, figure: () => film && moved(), rows})), plot, bar, say);
+    h("div", {class: "ll-head"}, title, exports("the spectrum over the steps", {name: () => `film-run${state.run}-${film?.m}`, figure: () => film && moved(), rows: () => rows()})), plot, bar, say);
 
   let film = null, index = null, asking = 0, version = "", timer = 0;  // index: null follows the newest picture
   const here = () => index ?? film.steps.length - 1;
