@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app import figures
-from app.pages import adapt, words
+from app.pages import adapt, overlay, words
 from app.pages.lab import Lab, title
 from app.runs.run import Run, RunRequest, describe
 from lora_core.errors import UserError
@@ -153,6 +153,7 @@ def view(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     else:
         answer["sentence"] = words.training(run)
     answer["beside"] = words.beside(run, behind[0], title(behind[0])) if behind else ""
+    answer["differs"] = overlay.differs(run, behind) if query.get("over", "auto") != "auto" else None
     return answer
 
 
@@ -163,7 +164,7 @@ def ghosts(lab: Lab, run: Run, over: str) -> list[Run]:
         recorded = lab.store.recorded()
         for other in [*own, *([recorded] if recorded and not run.recorded else [])]:
             ended = other.status in ("done", "stopped") and other.loss is not None
-            if other.id != run.id and ended and comparable(run, other) and not run.recorded:
+            if other.id != run.id and ended and overlay.comparable(run, other) and not run.recorded:
                 return [other]
         return []
     ids = dict.fromkeys(int(n) for n in over.split(",") if n.isdigit() and len(n) < 16)
@@ -175,12 +176,6 @@ def ghosts(lab: Lab, run: Run, over: str) -> list[Run]:
         except UserError:
             continue
     return found[:4]
-
-
-def comparable(run: Run, other: Run) -> bool:
-    """Whether two losses are about the same tokens: same model, same rows."""
-    a, b = run.request, other.request
-    return (a.model, a.task, a.data, a.template) == (b.model, b.task, b.data, b.template)
 
 
 def warm(norms: Mapping[str, float], others: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

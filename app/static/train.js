@@ -2,6 +2,7 @@
 import {Away, Refused, address, emit, fmt, get, h, layersOf, on, post, show, state} from "./core.js";
 import {cellmap} from "./cellmap.js";
 import {live} from "./live.js";
+import {differs, pareto} from "./pareto.js";
 import {draw, drawn, exports} from "./plot.js";
 import {behind, openRun, overlay, poll} from "./run.js";
 import {settings} from "./settings.js";
@@ -18,12 +19,18 @@ export function train(root, {value}) {
   const nStep = num("step"), nLeft = num("left"), nTok = num("tokens/s");
   const beside = h("p", {class: "ll-note tr-beside"}), grown = h("p", {class: "ll-note tr-grown"});
   const past = h("div", {class: "tr-past"}), stripBox = h("div", {class: "tr-strip"}), legend = h("p", {class: "ll-note"});
+  const note = h("p", {class: "ll-note"}, "of the completions; small: each step; line: smoothed; large: held out"), table = h("div"), size = pareto((id) => openRun(id, {refill: true, push: true}));
+  const which = h("div", {class: "ll-tabs", role: "group", "aria-label": "What the loss is drawn against"}, [["step", "by step"], ["size", "by size"]].map(([id, text], i) => h("button", {type: "button", "data-by": id, "aria-pressed": String(!i), onclick: (e) => {
+    which.querySelectorAll("button").forEach((b) => b.setAttribute("aria-pressed", String(b === e.currentTarget)));
+    plot.hidden = note.hidden = table.hidden = id === "size";
+    size.show(id === "size");
+  }}, text)));
   const next = h("button", {class: "ll-link", type: "button", hidden: true, onclick: () => show("compare")}, "compare its texts");
   root.append(h("div", {class: "ll-row tr-row"}, form.nodes, walk().nodes, go, stop), fault, say, h("div", {class: "ll-grid"},
     h("section", {class: "ll-card tr-main", style: {"--span": 5}},
-      h("div", {class: "ll-head"}, h("h2", {class: "ll-h"}, "Loss on the completions ", badge),
-        exports("the loss", {name: () => `loss-run${state.run}`, figure: () => drawn(plot), rows: () => state.view?.rows})), plot,
-      h("p", {class: "ll-note"}, "small: each step; line: smoothed; large: held out")),
+      h("div", {class: "ll-head"}, h("h2", {class: "ll-h"}, "Loss ", badge), which,
+        exports("the loss", {name: () => `${size.node.hidden ? `loss-run${state.run}` : "loss-by-size"}`, figure: () => size.node.hidden ? drawn(plot) : size.figure(), rows: () => size.node.hidden ? state.view?.rows : size.rows()})), plot,
+      note, table, size.node),
     live(),
     h("section", {class: "ll-card tr-side", style: {"--span": 3}}, status, h("div", {class: "tr-acts"}, resume, next), h("div", {class: "tr-nums"}, nStep.box, nLeft.box, nTok.box), beside,
       h("h2", {class: "ll-h tr-h"}, "Runs"), past),
@@ -87,6 +94,7 @@ export function train(root, {value}) {
       plot.setAttribute("aria-label", `Loss of ${v.name} by step. ${v.sentence}`);
     }
     beside.textContent = v.beside ?? "";
+    table.replaceChildren(...differs(v.differs));
     say.textContent = v.sentence || (v.live && v.step ? "" : v.live ? "The base model is scored on held-out rows first; then the curve begins." : "");
     warm(v);
     marks();
