@@ -69,12 +69,13 @@ def along_the_cut(
                 "title": {"text": "directions kept in a matrix, mean"},
                 "range": [-0.02 * len(energy), len(energy) - 0.9],
             },
-            "yaxis": {"title": {"text": "held-out loss (nats a token)"}, "range": _range([*values, base])},
+            "yaxis": {"title": {"text": "loss (nats)"}, "range": _range([*values, base])},
             "yaxis2": {
-                "title": {"text": "energy Σσ²", "font": {"size": 15, "color": MUTED}},
+                "title": {"text": "energy", "font": {"size": 15, "color": MUTED}},
                 "overlaying": "y",
                 "side": "right",
                 "range": [0, 1.06],
+                "tickvals": [0, 0.5, 1],
                 "tickformat": ".0%",
                 "showgrid": False,
                 "tickfont": {"size": 14, "color": MUTED},
@@ -106,7 +107,7 @@ def along_the_strength(strengths: Sequence[float], loss: Sequence[float], base: 
             "uirevision": "strength",
             "margin": {"l": 56, "r": 16, "t": 14, "b": 44},
             "xaxis": {"title": {"text": "strength of ΔW (1 as it was learnt, 0 the base)"}},
-            "yaxis": {"title": {"text": "held-out loss (nats a token)"}, "range": _range([*loss, base])},
+            "yaxis": {"title": {"text": "loss (nats)"}, "range": _range([*loss, base])},
             "shapes": shapes,
             "annotations": notes,
         },
@@ -204,7 +205,7 @@ def _base_line(base: float | None) -> tuple[list[dict[str, Any]], list[dict[str,
         "layer": "below",
         "line": {"color": BASE, "width": 1.5, "dash": "dash"},
     }
-    return [line], [label(1, base, f"base model {base:.2f}", xref="paper", xanchor="right", yshift=11)]
+    return [line], [label(1, base, "base model", xref="paper", xanchor="right", yshift=11)]
 
 
 def _range(values: Sequence[float | None]) -> list[float]:

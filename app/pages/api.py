@@ -18,7 +18,26 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from app.pages import adapt, besides, code, compare, cut, film, formula, held, microscope, opened, questions, spectra, take, train
+from app.pages import (
+    adapt,
+    besides,
+    code,
+    compare,
+    cut,
+    film,
+    formula,
+    held,
+    microscope,
+    opened,
+    overlay,
+    pair,
+    questions,
+    sides,
+    spectra,
+    take,
+    train,
+    walk,
+)
 from app.pages.lab import Lab
 from lora_core.errors import UserError
 
@@ -32,14 +51,18 @@ GET: dict[str, Question] = {
     "run": train.view,
     "form": train.form,
     "film": film.film,
+    "pareto": overlay.pareto,
     "compare": compare.opened,
     "dials": cut.dials,
     "held": held.curve,
+    "sides": sides.others,
+    "fit": sides.fit,
     "heat": spectra.heat,
     "spectrum": spectra.one,
     "microscope": microscope.look,
     "besides": besides.besides,
     "opened": opened.list_opened,
+    "pair": pair.pair,
     "questions": questions.asked,
     "question": questions.answered,
     "experiments": questions.states,
@@ -52,8 +75,11 @@ POST: dict[str, Question] = {
     "train": train.start,
     "stop": train.stop,
     "resume": train.resume,
+    "walk": walk.walk,
+    "walk-end": walk.end,
     "speaks": compare.speaks,
     "cut": cut.save,
+    "sum": sides.summed,
     "experiment": questions.start,
     "experiment-stop": questions.stop,
 }

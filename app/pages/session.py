@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 from lora_core.errors import UserError
 from lora_core.home import home, read_json, write_json
 
-ATTACHED = 8  # adapters that stay attached; the one used longest ago makes room
+ATTACHED = 12  # adapters that stay attached; the one used longest ago makes room
 FACTS = "page.json"
 logger = logging.getLogger("lora_lab.page")
 
@@ -190,6 +190,17 @@ class ModelSession:
             dials.turn(lc.get_adapter(loaded.model, name), ranks, strength)
         else:
             dials.attach(ranks, strength, name)
+        self._used(loaded, name)
+        return name
+
+    def sum(self, loaded: Loaded, runs: Mapping[int, Path]) -> str:
+        """The name of the sum of runs' adapters, {run: folder}: W0 + ΔW₁ + ΔW₂. UserError for what does not add up."""
+        import lora_core as lc
+
+        parts = {self.adapter(loaded, run, folder): 1.0 for run, folder in runs.items()}
+        name = "sum-" + "-".join(map(str, sorted(runs)))
+        if name not in loaded.attached:
+            lc.combine(loaded.model, parts, name)
         self._used(loaded, name)
         return name
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from app.pages.lab import title
-from app.pages.spectra import address
+from app.pages.train import where
 from app.runs.run import Run
 from lora_core.compress import MB, Plan
 from lora_core.errors import UserError
@@ -72,7 +72,7 @@ class Cuts:
 
     def addresses(self) -> dict[str, str]:
         """{matrix's key: its address on the page, layers.3.v}."""
-        return {key: address(key) for key in self.plan.most}
+        return {key: "layers.{}.{}".format(*where(key)) for key in self.plan.most}
 
 
 @dataclass(frozen=True, kw_only=True)

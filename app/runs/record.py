@@ -25,6 +25,7 @@ from lora_core.errors import UserError
 from lora_core.home import writing
 
 EXAMPLES = 6
+HELD = "held.json"
 MOST_BYTES = 2 << 20  # of the adapter
 KEPT = ("status", "created", "started", "ended", "attempts", "step", "steps", "base_loss", "loss", "score", "result")
 
@@ -50,6 +51,8 @@ def record(store: RunStore, run_id: int, destination: Path, examples: int = EXAM
         with writing(destination.parent):
             new.mkdir(parents=True)
             shutil.copytree(run.adapter, new / ADAPTER)
+            if (run.folder / HELD).exists():  # losses along the dials, if the page has measured them
+                shutil.copy(run.folder / HELD, new / HELD)
             kept = {k: run.to_dict()[k] for k in KEPT} | {"request": request.to_dict()}
             opened = Opened(run)
             if "effect" not in run.result:

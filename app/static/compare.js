@@ -4,10 +4,11 @@ import {Away, Refused, address, asked, fmt, get, h, on, state} from "./core.js";
 import {cutView} from "./cut.js";
 import {changed} from "./diff.js";
 import {knockView} from "./knock.js";
+import {sidesView} from "./sides.js";
 import {wordsView} from "./speaks.js";
 
 export const PAGE = Math.random().toString(36).slice(2);
-const WAYS = [["cut", "How much of ΔW"], ["matrices", "Which matrices"], ["words", "Which words"]];
+const WAYS = [["cut", "How much of ΔW"], ["matrices", "Which matrices"], ["words", "Which words"], ["sides", "Side by side"]];
 
 export function compare(root, {send}) {
   const prompt = h("textarea", {class: "ll-field cp-prompt", rows: 1, spellcheck: "false", "aria-label": "Prompt", placeholder: "a prompt, as the task's rows have it"});
@@ -67,7 +68,7 @@ export function compare(root, {send}) {
   const ctx = {dial, ticks, at, full, whole, nothing, setting, said, turn, lossNow, measured, page: PAGE,
     get info() { return info; }, get dials() { return dials; }, get held() { return held; }, get shown() { return shown; }, get prompt() { return prompt.value; },
     wake: () => follow(), fault: (text) => { fault.textContent = text; }, lossOf: (s) => measured.get(JSON.stringify(s)), reference: () => examples()[+pick.value]?.reference};
-  const views = {cut: cutView(ctx), matrices: knockView(ctx), words: wordsView(ctx)};
+  const views = {cut: cutView(ctx), matrices: knockView(ctx), words: wordsView(ctx), sides: sidesView(ctx, () => ask())};
   const bodies = WAYS.map(([id]) => h("div", {class: `cp-body cp-${id}`, "data-way": id, hidden: id !== way}, views[id].nodes));
   below.append(...bodies);
   ways.append(...WAYS.map(([id, text]) => h("button", {type: "button", "data-way": id, "aria-pressed": id === way, onclick: () => look(id)}, text)));
@@ -76,7 +77,9 @@ export function compare(root, {send}) {
     ways.querySelectorAll("button").forEach((b) => b.setAttribute("aria-pressed", b.dataset.way === id));
     bodies.forEach((b) => { b.hidden = b.dataset.way !== id; });
     address({way: id === "cut" ? null : id});
+    panes.hidden = id === "sides";
     views[id].look?.();
+    paint();
   }
 
   /* ---- the run that is compared */
@@ -168,6 +171,11 @@ export function compare(root, {send}) {
     clearTimeout(timer);
     const mine = ++seq, was = shown;
     fault.textContent = "";
+    if (way === "sides") {
+      const sides = views.sides.asked();
+      if (sides.length) send({run: state.run, prompt: prompt.value, sides, measure: true, page: PAGE, seq}, "submit");
+      return;
+    }
     before = shown?.done ? shown : before;
     shown = {texts: ["", ""], tokens: null, said: said(), key: key(), nothing: nothing(), done: false, asked: performance.now()};
     paint();
@@ -185,7 +193,7 @@ export function compare(root, {send}) {
     const busy = Boolean(shown && !shown.done), ready = Boolean(info?.ready);
     below.hidden = !ready;
     go.disabled = busy || !ready;
-    go.textContent = shown?.seconds ? `Write both (≈ ${fmt.time(shown.seconds)})` : "Write both";
+    go.textContent = way === "sides" ? "Write them" : shown?.seconds ? `Write both (≈ ${fmt.time(shown.seconds)})` : "Write both";
     badge.hidden = !shown?.recorded;
     heading();
     for (const p of [base, adapted]) { p.classList.toggle("busy", busy); p.setAttribute("aria-busy", busy); }
@@ -198,7 +206,7 @@ export function compare(root, {send}) {
       const diff = changed(plain ?? "", mine ?? ""), older = before && old !== mine ? changed(old, mine ?? "") : null;
       since.hidden = !(older && shown.done && shown.key !== before.key);
       if (since.hidden) mark = "base";
-      if (!since.hidden) since.replaceChildren(...[["base", "unlike base"], ["before", `since ${before.said || "all of ΔW"}`]].map(([id, text]) => h("button", {type: "button", "aria-pressed": id === mark, onclick: () => { mark = id; paint(); }}, text)));
+      if (!since.hidden) since.replaceChildren(...[["base", "unlike base"], ["before", "unlike before"]].map(([id, text]) => h("button", {type: "button", title: id === "before" ? `marked is what differs from ${before.said || "all of ΔW"}` : "marked is what the base did not write", "aria-pressed": id === mark, onclick: () => { mark = id; paint(); }}, text)));
       const {runs} = mark === "before" && older ? older : diff;
       adapted.replaceChildren(...(mine ? runs.map(([w, is]) => is ? h("ins", {}, w) : w) : [shown.done ? "(it wrote nothing)" : ""]));
     }
@@ -223,6 +231,10 @@ export function compare(root, {send}) {
   on("tab", () => { first(); follow(); });
   return {update(v) {
     if (!v || v.seq !== seq || v.run !== state.run) return;                 // an answer to an older question
+    if (v.sides) {
+      if (v.error) { fault.textContent = v.error; views.sides.failed(); } else views.sides.update(v);
+      return;
+    }
     if (v.error) { fault.textContent = v.error; shown = before; paint(); return; }
     const {texts, tokens, done, seconds} = v;
     if (shown?.asked && texts?.[0]) { globalThis.LoraLab.writes = [...(globalThis.LoraLab.writes ?? []), performance.now() - shown.asked].slice(-50); shown.asked = 0; }

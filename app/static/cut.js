@@ -63,10 +63,10 @@ export function cutView(ctx) {
     const holds = `${t.least === t.most ? `${t.most} ${t.most === 1 ? "direction" : "directions"}` : `${t.least} to ${t.most} directions`} of each matrix hold ${fmt.pct(t.kept)} of the energy in ${mb(t.bytes)}`;
     if (!now || base == null || !(base > best)) return `${holds}.`;
     const gain = (base - now.loss) / (base - best);
-    const kept = gain < 0 ? `with it the loss is ${now.loss.toFixed(2)}, worse than the base's ${base.toFixed(2)}` : `${gain > 0.995 ? "all" : fmt.pct(gain)} of what was learnt`;
-    if (dial.strength !== 1) return `At ${dial.strength.toString().replace("-", "−")} times its strength ${gain < 0 ? kept : `ΔW gives ${kept}`}: loss ${now.loss.toFixed(2)}, and ${best.toFixed(2)} as it was learnt.`;
+    const kept = gain < 0 ? `worse than the base's ${base.toFixed(2)}` : `${gain > 0.995 ? "all" : fmt.pct(gain)} of what was learnt`;
+    if (dial.strength !== 1) return `With ΔW × ${dial.strength.toString().replace("-", "−")} the loss is ${now.loss.toFixed(2)}, ${kept}; as it was learnt, it is ${best.toFixed(2)}.`;
     if (ctx.whole()) { const k = enough(base, best); return k == null ? `${holds}; how few would do is being measured.` : `${k} of ${dials.rank} ${k === 1 ? "direction" : "directions"} would have been enough: with ${k === 1 ? "it" : "them"} 99 % of what was learnt is there.`; }
-    return `${holds}${gain < 0 ? `; ${kept}` : `, and ${kept}`}.`;
+    return gain < 0 ? `${holds}; the loss is ${now.loss.toFixed(2)}, ${kept}.` : `${holds}, and ${kept}.`;
   }
   /* The least k that keeps 99 % of the gain, once all of the curve is measured. */
   function enough() {

@@ -14,8 +14,9 @@ from app.pages import compare, cut, held
 from app.pages.lab import Lab
 from app.pages.settings import STRENGTHS, cuts_of, setting_of
 from app.runs.run import Run
+from app.runs.store import RunStore
 from lora_core.errors import UserError
-from tests.pages_kit import ask, say
+from tests.pages_kit import ask, say, trained
 
 
 def last(lab: Lab, **asked: Any) -> dict[str, Any]:
@@ -243,3 +244,60 @@ def test_a_saved_cut_is_a_run_that_gives_what_was_shown(page: TestClient, lab: L
     assert len(lab.store.list()) == before
     lab.store.delete(new.id)
     assert "no run" in ask(page, "adapter.zip", run=999)["error"]
+
+
+# ---- side by side
+@pytest.fixture(scope="module")
+def other(store: RunStore, model: str) -> Run:
+    """A second run of the model, of another task, rank and matrices."""
+    return trained(store, model, task="pirate", spec={"targets": ["v", "o"], "rank": 2}, config={"steps": 3})
+
+
+def test_runs_cuts_and_sums_side_by_side_are_those_alone(lab: Lab, run: Run, other: Run) -> None:
+    import torch
+
+    import lora_core as lc
+
+    half = {"by": "k", "at": None, "strength": 0.5, "off": []}
+    sides = [{"run": None}, {"run": run.id}, {"run": run.id, "setting": half}, {"run": other.id},
+             {"run": run.id, "plus": other.id}]  # fmt: skip
+    found = last(lab, run=run.id, sides=sides, measure=True, page="sides", seq=1)
+    assert len(found["texts"]) == len(found["losses"]) == 5 and found["done"] and found["tokens"] == []
+    for i in (0, 1):
+        assert found["losses"][i] == pytest.approx((run.base_loss, run.loss)[i], abs=1e-4)
+    alone = last(lab, run=run.id, setting=half, measure=True, page="sides", seq=2)
+    assert found["losses"][2] == pytest.approx(alone["losses"][1], rel=1e-5)
+    assert found["texts"][2] == alone["texts"][1] and found["texts"][0] == alone["texts"][0]
+    with lab.session.model(run.request.model) as loaded, torch.no_grad():  # both on at once are their sum
+        objective, items = held.encoded(lab, run, loaded)
+        both = [f"run-{run.id}", f"run-{other.id}"]
+        for name in loaded.attached:
+            lc.get_adapter(loaded.model, name).enable(name in both)
+        want = sum(float(objective.loss(objective.batch([e]))) for e in items)
+        for name in both:
+            lc.get_adapter(loaded.model, name).enable(False)
+        labelled = sum(objective.batch([e]).labelled for e in items)
+    assert found["losses"][4] == pytest.approx(want / labelled, rel=1e-4)
+    twice = last(lab, run=run.id, sides=[{"run": run.id, "plus": run.id}], page="sides", seq=3)
+    assert "strength to 2" in twice["error"]
+
+
+def test_a_pair_and_its_sum_on_both_tasks(page: TestClient, lab: Lab, run: Run, other: Run) -> None:
+    import lora_core as lc
+
+    listed = {r["id"]: r for r in ask(page, "sides", run=run.id)["runs"]}
+    assert {run.id, other.id} <= set(listed) and listed[other.id]["data"] == "pirate"
+    fit = ask(page, "fit", run=run.id, other=other.id, m="layers.1.v")
+    assert run.adapter is not None and other.adapter is not None
+    want = lc.merge_fit(lc.read_adapter(run.adapter), lc.read_adapter(other.adapter))
+    assert fit["cosine"] == pytest.approx(want.cosine) and fit["shared"] == 2 and fit["alone"] == [2, 2]
+    assert "cosine" in fit["say"] and len(fit["rows"]) == 3 and "layer 1, v" in str(fit["figures"]["spectra"])
+    assert [len(t["y"]) for t in fit["figures"]["similarity"]["data"]] == [2]
+    summed = say(page, "sum", run=run.id, other=other.id, page="x", seq=1)
+    assert [t["data"] for t in summed["tasks"]] == ["sentiment", "pirate"] and "Added up" in summed["say"]
+    assert summed["tasks"][0]["losses"][:2] == pytest.approx([run.base_loss, run.loss], abs=1e-4)
+    assert summed["tasks"][1]["losses"][0] == pytest.approx(other.base_loss, abs=1e-4)
+    assert summed["tasks"][1]["losses"][2] == pytest.approx(other.loss, abs=1e-4)
+    assert "choose two" in say(page, "sum", run=run.id, other=run.id, page="x", seq=2)["error"]
+    compare.TICKETS.take("sum-x", 9)
+    assert say(page, "sum", run=run.id, other=other.id, page="x", seq=3) == {"stale": True}
