@@ -18,8 +18,7 @@ from app import figures
 from app.pages import words_spectra
 from app.pages.lab import Lab
 from app.pages.sources import Source, base_files, source
-from app.pages.spectra import address
-from app.pages.train import grid
+from app.pages.spectra import address, mapped
 from lora_core.errors import UserError
 from lora_core.home import home, read_json, write_json
 
@@ -56,8 +55,8 @@ def besides(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
         return answer
     measures = {}
     for name, text in MEASURES.items():
-        values = grid({k: b[name] for k, b in job.found.items()})
-        told = words_spectra.along(name, {address(k): b for k, b in job.found.items()})
+        values = mapped(s.looked, {k: b[name] for k, b in job.found.items()})
+        told = words_spectra.along(name, {address(s.looked, k): b for k, b in job.found.items()})
         measures[name] = {"title": text, "values": values, "say": told,
                           "figure": figures.heatmap(values, text, norm=False)}  # fmt: skip
     return answer | {"measures": measures}
@@ -71,9 +70,9 @@ def ensure(s: Source) -> Job:
             for other in _jobs.values():
                 other.stopped = other.stopped or len(other.found) < other.total
             base = base_files(s.base)
-            job = _jobs[s.stamp] = Job(s.stamp, len(s.looked.stored.sites))
+            job = _jobs[s.stamp] = Job(s.stamp, s.looked.total)
             kept = read_json(file_of(s.stamp))
-            if isinstance(kept, dict) and kept.keys() == s.looked.stored.sites.keys():
+            if isinstance(kept, dict) and kept.keys() == s.looked.spectra.keys():
                 job.found = kept
             else:
                 threading.Thread(target=work, args=(job, s, base), name="besides", daemon=True).start()
@@ -88,9 +87,10 @@ def work(job: Job, s: Source, base: Any) -> None:
 
     found: dict[str, dict[str, float]] = {}
     try:
-        for key, site in s.looked.stored.sites.items():
+        for key in s.looked.spectra:
             if job.stopped:
                 return
+            site = s.looked.site(key, base)
             W0 = base.W0(site)
             b = beside(*svd(site.B, site.A, site.scaling), W0, base.sigma(site, W0))
             found[key] = {"amplification": b.amplification, "overlap": b.overlap, "random": b.random / (b.top or 1.0)}

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.pages.opened import Sets
 from app.pages.session import ModelSession
 from app.pages.uploads import Uploads
 from app.runs.experiments import ExperimentRunner
@@ -29,6 +30,11 @@ class Lab:
     session: ModelSession
     uploads: Uploads
     experiments: ExperimentRunner
+
+    @property
+    def sets(self) -> Sets:
+        """The adapters from elsewhere that were opened."""
+        return Sets(self.store.root.parent)
 
     def run(self, text: Any) -> Run:
         """The run of a number that came with a request."""

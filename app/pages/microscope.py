@@ -19,6 +19,7 @@ from app import figures_beside
 from app.pages import words_spectra
 from app.pages.compare import Tickets
 from app.pages.lab import Lab
+from app.pages.pair import over
 from app.pages.sources import Source, base_files, source
 from app.pages.spectra import pick, shown
 from app.pages.words import short
@@ -58,19 +59,20 @@ def look(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
             _kept[place] = known
             while len(_kept) > KEPT:
                 _kept.popitem(last=False)
-    return s.key | known
+    return s.key | shown(s, key, x, base=known["baseSigma"], other=over(lab, query, s, key)) | known
 
 
 def measured(s: Source, key: str, x: Any, base: Any) -> dict[str, Any]:
+    """All of W0's part but the picture of the spectra."""
     from lora_core.beside import beside, inside, rank_of, svd
 
-    site = s.looked.stored.sites[key]
+    site = s.looked.site(key, base)
     W0 = base.W0(site)
     U0, sigma0, V0 = np.linalg.svd(W0, full_matrices=False)
     U, sigma, V = svd(site.B, site.A, site.scaling)
     b = beside(U, sigma, V, W0, sigma0)
-    answer = shown(s, key, x, base=sigma0)
-    answer |= {
+    answer: dict[str, Any] = {
+        "baseSigma": sigma0[: x.rank].tolist(),
         "beside": [["‖W0‖", short(b.base_norm)], ["‖ΔW‖/‖W0‖", f"{100 * b.norm / b.base_norm:.2g} %"],
                    ["amplification", short(b.amplification)], ["overlap", f"{b.overlap:.1%}"]],
         "table": [["random directions", b.random], ["ΔW's directions", b.along], ["W0's own strongest", b.top]],

@@ -9,16 +9,14 @@ from typing import Any
 import numpy as np
 
 from app import figures
-from app.pages import sources, words, words_spectra
+from app.pages import words, words_spectra
 from app.pages.lab import Lab, title
-from app.pages.sources import Source, source
-from app.pages.train import grid, where
+from app.pages.sources import Dense, Looked, Source, source
 from lora_core.errors import UserError
-from lora_core.families import TITLES
+from lora_core.families import TARGETS, TITLES
 from lora_core.spectra import Spectrum
 
 MATRIX = re.compile(r"(?:layers\.)?(\d{1,5})\.([\w-]{1,40})")
-SEED = 0  # of the random update
 MEASURES = {"norm": "‖ΔW‖", "stable_rank": "effective rank"}
 
 
@@ -32,29 +30,44 @@ def heat(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
         s = source(lab, query)
     except UserError as error:
         return base | {"error": str(error)}
-    found = s.looked.spectra
-    if not found:
+    base |= s.key | {"name": s.name, "base": s.base, "file": s.file}
+    look = s.looked
+    if isinstance(look, Dense) and not look.ready:
+        return base | ({"error": look.fault} if look.fault else {"pending": [len(look.spectra), look.total]})
+    if not look.spectra:
         return base | {"error": f"{s.name} has no low-rank updates: all that it changes is trained itself"}
     measures = {}
     for name, text in MEASURES.items():
-        values = grid({k: getattr(x, name) for k, x in found.items()})
+        values = mapped(look, {k: getattr(x, name) for k, x in look.spectra.items()})
         measures[name] = {"title": text, "values": values, "say": words.heat(values, name),
                           "figure": figures.heatmap(values, text, norm=name == "norm")}  # fmt: skip
-    top = max(found, key=lambda k: found[k].norm)
-    word = {address(k): w for k, w in s.looked.words.items()}
-    return base | s.key | {
-        "name": s.name, "base": s.base, "measures": measures, "first": address(top),
-        "rank": max(x.rank for x in found.values()), "words": word, "rules": words_spectra.rules(),
-        "sigma1": grid({k: max(x.singular_values, default=0.0) for k, x in found.items()}),
-        "verdicts": words_spectra.verdicts(list(word.values())),
+    top = max(look.spectra, key=lambda k: look.spectra[k].norm)
+    word = {address(look, k): w for k, w in look.words.items()}
+    return base | {
+        "measures": measures, "first": address(look, top), "rank": max(x.rank for x in look.spectra.values()),
+        "words": word, "rules": words_spectra.rules(), "verdicts": words_spectra.verdicts(list(word.values())),
+        "sigma1": mapped(look, {k: max(x.singular_values, default=0.0) for k, x in look.spectra.items()}),
     }  # fmt: skip
+
+
+def mapped(look: Looked, values: Mapping[str, float]) -> dict[str, list[float | None]]:
+    """{matrix: [value of layer 0, 1, …]}, None where nothing is adapted."""
+    layers = max((layer for layer, _ in look.places.values()), default=-1) + 1
+    names = sorted({n for _, n in look.places.values()}, key=lambda n: (TARGETS.index(n) if n in TARGETS else 99, n))
+    out: dict[str, list[float | None]] = {n: [None] * layers for n in names}
+    for key, value in values.items():
+        layer, name = look.places[key]
+        out[name][layer] = float(f"{value:.5g}")
+    return out
 
 
 def one(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     """The spectrum of one matrix, `m` = "layers.12.v", with its picture, beside a random update of the same norm."""
+    from app.pages.pair import over
+
     s = source(lab, query)
     key, x = pick(s, query.get("m", ""))
-    return s.key | shown(s, key, x)
+    return s.key | shown(s, key, x, other=over(lab, query, s, key))
 
 
 def pick(s: Source, m: str) -> tuple[str, Spectrum]:
@@ -63,18 +76,19 @@ def pick(s: Source, m: str) -> tuple[str, Spectrum]:
     if not asked:
         raise UserError(f"'{m[:60]}' names no matrix; an example is layers.12.v")
     layer, name = int(asked[1]), asked[2]
-    for key, x in s.looked.spectra.items():
-        if where(key) == (layer, name):
-            return key, x
+    for key, place in s.looked.places.items():
+        if place == (layer, name):
+            return key, s.looked.spectra[key]
     raise UserError(f"{name} of layer {layer} was frozen in {s.name}: there is no update to look at")
 
 
-def shown(s: Source, key: str, x: Spectrum, *, base: Any = ()) -> dict[str, Any]:
-    """One spectrum as the page draws it. base: the singular values of W0, where they are known."""
-    from lora_core.spectra import energy, energy_rank, same_norm_random
+def shown(s: Source, key: str, x: Spectrum, *, base: Any = (), other: dict[str, Any] | None = None) -> dict[str, Any]:
+    """One spectrum as the page draws it. base: the singular values of W0, where they are known; other: of `pair.over`,
+    what is drawn over it."""
+    from lora_core.spectra import energy, energy_rank
 
-    layer, name = where(key)
-    null = same_norm_random(x.shape[0], x.shape[1], x.rank, x.norm, seed=SEED)
+    layer, name = s.looked.places[key]
+    null = s.looked.null(x)
     share, null_share = energy(x.singular_values), energy(null)
     needed = energy_rank(null_share, 0.9) if x.norm else 0
     sigma = [float(v) for v in x.singular_values]
@@ -83,15 +97,24 @@ def shown(s: Source, key: str, x: Spectrum, *, base: Any = ()) -> dict[str, Any]
     columns = [sigma, null.tolist(), share.tolist(), null_share.tolist()]
     if behind:
         head, columns = [*head, "sigma of W0"], [*columns, [*behind, *[None] * (len(sigma) - len(behind))]]
+    second: Spectrum | None = other["spectrum"] if other else None
+    drawn = None
+    if other and second is not None:
+        theirs = [float(v) for v in second.singular_values]
+        drawn = (other["name"], theirs, energy(np.array(theirs)).tolist())
+        n = max(len(sigma), len(theirs))
+        head = [*head, f"sigma of {other['name']}"]
+        columns = [[*c, *[None] * (n - len(c))] for c in (*columns, theirs)]
     return {
-        "m": address(key),
-        "title": f"layer {layer}, {name}" + (f" ({TITLES[name]})" if name in TITLES and TITLES[name] != name else ""),
+        "m": address(s.looked, key),
+        "title": titled(layer, name, x),
         "path": x.path,
         "shape": list(x.shape),
         "rank": x.rank,
         "sigma": sigma,
         "figure": figures.spectrum(sigma, share.tolist(), null.tolist(), null_share.tolist(), needed=x.energy_90,
-                                   base=behind, log=True),
+                                   base=behind, other=drawn, log=True),
+        "overSay": other["say"] if other else "",
         "say": words.spectrum(x.energy_90, needed, x.rank),
         "word": s.looked.words[key],
         "facts": [["‖ΔW‖", words.short(x.norm)], ["σ₁", words.short(sigma[0] if sigma else 0.0)],
@@ -101,10 +124,14 @@ def shown(s: Source, key: str, x: Spectrum, *, base: Any = ()) -> dict[str, Any]
     }  # fmt: skip
 
 
-def address(key: str) -> str:
+def titled(layer: int, name: str, x: Spectrum) -> str:
+    """How a matrix is called: "layer 12, v (value)"; what is no language model's has blocks, counted by us."""
+    if x.layer is None:
+        return name
+    return f"layer {layer}, {name} ({TITLES[name]})" if name in TITLES else f"{name}, number {layer}"
+
+
+def address(look: Looked, key: str) -> str:
     """How a matrix is named in the page's address."""
-    layer, target = where(key)
-    return f"layers.{layer}.{target}"
-
-
-__all__ = ["heat", "one", "sources"]
+    layer, name = look.places[key]
+    return f"layers.{layer}.{name}"

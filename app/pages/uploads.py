@@ -92,5 +92,5 @@ def safe_name(name: str) -> str:
     last = re.split(r"[\\/]", name)[-1].strip()
     stem, dot, suffix = last.rpartition(".")
     clean = re.sub(r"[^\w .()+-]", "_", stem or suffix).strip(". ")[:80] or "data"
-    ending = re.sub(r"\W", "", suffix)[:10] if stem and dot else ""
+    ending = re.sub(r"\W", "", suffix)[:12] if stem and dot else ""
     return f"{clean}.{ending}" if ending else clean

@@ -19,6 +19,9 @@ MORE = (
 )  # fmt: skip
 
 
+SAME_DRAW = "Both began from the same draw of A (one seed), which alone makes φ large."
+
+
 def rules() -> dict[str, str]:
     """What each word means."""
     return dict(RULES)
@@ -98,3 +101,26 @@ def tokens(target: str, found: Sequence[Reading]) -> str:
     total = sum(len(p.z) for r in found for ends in r.poles for p in ends)
     return (f"{how}. Bold: {stand} of {total} stand out further than the first token of 19 in 20 random directions"
             " would.")  # fmt: skip
+
+
+def alike(name: str, values: Sequence[float], k: int, chance: tuple[float, float], one: str, two: str) -> str:
+    """How alike two adapters' updates of one matrix are over the layers, beside random directions."""
+    if not values:
+        return f"{one} and {two} share no update of {name}."
+    middle, above = sorted(values)[len(values) // 2], sum(v > chance[1] for v in values)
+    first = "first direction" if k == 1 else f"first {count(k)} directions"
+    layers = "in its one layer" if len(values) == 1 else f"in {above} of {len(values)} layers"
+    return (f"{name}: the {first} of {one} and of {two} are alike to φ = {short(middle, 2)} in the middle layer, random"
+            f" ones to {short(chance[0], 2)}; {layers} more than 19 in 20 random pairs.")  # fmt: skip
+
+
+def overlay(name: str, x: Spectrum, y: Spectrum, first: float | None) -> str:
+    """What the second spectrum in the picture says."""
+    top, other = max(x.singular_values, default=0.0), max(y.singular_values, default=0.0)
+    text = f"{name}: σ₁ = {short(other)}"
+    if top > 0 and other > 0:
+        text += f", {other / top:.2g} times this one's"
+    text += f"; {plural(y.energy_90, 'direction')} {'holds' if y.energy_90 == 1 else 'hold'} 90 %"
+    if first is not None:
+        text += f"; its first direction reads the same to φ = {short(first, 2)} (random: {short(1 / x.shape[1], 2)})"
+    return text + "."

@@ -5,11 +5,11 @@ import {draw, exports} from "./plot.js";
 const LENSES = [["spectrum", "Spectrum"], ["beside", "Beside W0"], ["tokens", "Tokens"]];
 
 export function microscope() {
-  const title = h("h2", {class: "ll-h"}), word = h("span", {class: "ll-badge sp-word"}), plot = h("div", {class: "sp-plot", id: "spectrum-plot"}), say = h("p", {class: "ll-say"});
+  const title = h("h2", {class: "ll-h"}), word = h("span", {class: "ll-badge sp-word"}), plot = h("div", {class: "sp-plot", id: "spectrum-plot"}), say = h("p", {class: "ll-say"}), overSay = h("p", {class: "ll-note sp-over"});
   const facts = h("p", {class: "ll-note sp-facts"}), rule = h("p", {class: "ll-note"}), all = h("details", {class: "sp-more"}, h("summary", {}, "all measures of its rank"), h("dl", {}));
   const tabs = h("div", {class: "ll-tabs", role: "group", "aria-label": "What the microscope shows"}, LENSES.map(([id, text]) => h("button", {type: "button", "data-id": id, onclick: () => { lens = id; paint(); wake(); }}, text)));
   const panes = {
-    spectrum: h("div", {}, plot, say, facts, rule, all),
+    spectrum: h("div", {}, plot, say, overSay, facts, rule, all),
     beside: h("div", {class: "sp-beside"}),
     tokens: h("div", {class: "sp-tokens"}),
   };
@@ -29,6 +29,7 @@ export function microscope() {
     word.dataset.word = current.word;
     word.title = heat.rules[current.word];
     say.textContent = current.say;
+    overSay.textContent = current.overSay;
     facts.replaceChildren(...current.facts.map(([k, v]) => h("span", {}, `${k} `, h("b", {}, v))), h("span", {}, "directions as strong as the first would make this norm"));
     rule.replaceChildren(h("b", {}, current.word), `: ${heat.rules[current.word]}.`);
     all.lastChild.replaceChildren(...current.more.flatMap(([k, v, about]) => [h("dt", {}, k), h("dd", {}, h("b", {}, v), ` ${about}`)]));
@@ -89,6 +90,7 @@ export function microscope() {
     node, wake,
     get current() { return current; },
     clear() { current = null; looked = new Map(); },
+    forget() { looked = new Map(); },
     async show(r, from, where) {
       heat = from;
       key = where;

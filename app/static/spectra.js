@@ -1,23 +1,88 @@
 /* Spectra: where the update is (layer by matrix), and the one matrix that is chosen under the microscope (microscope.js).
- * What is looked at is a run's adapter. */
+ * What is looked at is a run's adapter, or one that was opened (openfile.js). */
 import {Away, Refused, address, asked, get, h, on, show, state} from "./core.js";
 import {cellmap, cividis, warmth} from "./cellmap.js";
 import {microscope} from "./microscope.js";
+import {aboutSheet, opener} from "./openfile.js";
 import {exports} from "./plot.js";
+import {openRun} from "./run.js";
 import {strip} from "./strip.js";
 
 export function spectra(root) {
   const left = h("div", {id: "spectrum-heatmap", class: "sp-map"}), badge = h("span", {class: "ll-badge", hidden: true}, "recorded"), fault = h("p", {class: "ll-fault", role: "alert"});
   const heatTitle = h("h2", {class: "ll-h"}), heatSay = h("p", {class: "tr-say"}), scale = h("div", {class: "sp-scale"}), which = h("div", {class: "ll-tabs sp-which", role: "group", "aria-label": "What the colour shows"});
   const glass = microscope(), across = strip({onPick: (m) => pick(m)});
+  const source = h("select", {class: "ll-field"}), note = h("p", {class: "ll-note sp-note", role: "status"}), about = aboutSheet(), aboutLink = h("button", {type: "button", class: "ll-link", hidden: true, onclick: () => about.show(heat.name, heat.file)}, "what the file says");
+  const files = opener({onOpened: (o) => { opened = o.open; address({open: opened, m: null}); listSources(); open(); }, onFault: (text) => { fault.textContent = text; }, onNote: (text) => { note.textContent = text || remark(); }});
+  const second = h("select", {class: "ll-field", id: "beside-picker"}), many = h("select", {class: "ll-field sp-many", "aria-label": "φ of how many first directions"});
+  const row = h("div", {class: "ll-row sp-row"}, h("label", {class: "ll-pick"}, h("span", {}, "looking at"), source), h("label", {class: "ll-pick"}, h("span", {}, "beside"), second), aboutLink, note, files.input, files.button);
+  files.zone(root);
   const empty = h("section", {class: "ll-card sp-empty", hidden: true}), grid = h("div", {class: "ll-grid"},
     h("section", {class: "ll-card sp-left", style: {"--span": 7}}, h("div", {class: "ll-head"}, heatTitle, badge, which,
       exports("the map", {name: () => `update-${heat?.name.replaceAll(" ", "-")}-${measure}`, figure: () => heat?.measures[measure].figure, rows: () => table()})), left, scale, heatSay, across.node),
     glass.node);
-  root.append(fault, empty, grid);
+  root.append(row, fault, empty, grid, about.node);
 
   let heat = null, map = null, ghost = null, measure = "norm", cache = new Map(), opening = 0, picking = 0, waiting = 0;
-  const key = () => ({run: state.run});
+  let opened = asked("open"), other = asked("with");
+  const key = () => opened ? {open: opened} : {run: state.run};
+  const remark = () => heat?.file ? heat.file.remarks[0] ?? "" : "";
+
+  /* ---- what can be looked at: runs, and what was opened */
+  async function listSources() {
+    let runs, others;
+    try { [{runs}, {opened: others}] = await Promise.all([get("runs"), get("opened")]); } catch (error) {
+      if (!(error instanceof Refused || error instanceof Away)) throw error;
+      return;
+    }
+    const option = (value, text) => h("option", {value}, text), group = (label, list) => list.length ? h("optgroup", {label}, list) : "";
+    source.replaceChildren(group("runs", runs.map((r) => option(String(r.id), r.name === "recorded" ? "the recorded run" : r.name))), group("opened", others.map((o) => option(o.id, o.name))));
+    source.value = opened ?? String(state.run ?? "");
+    const rest = (list) => list.filter((x) => String(x.id) !== source.value);
+    second.replaceChildren(option("", "nothing"), group("runs", rest(runs).filter((r) => r.loss != null).map((r) => option(String(r.id), r.name === "recorded" ? "the recorded run" : r.name))), group("opened", rest(others).map((o) => option(o.id, o.name))));
+    second.value = other ?? "";
+    if (!second.selectedOptions.length) { second.value = ""; if (other) { other = null; address({with: null}); pair(); } }
+  }
+  second.onchange = () => {
+    other = second.value || null;
+    address({with: other});
+    cache = new Map();
+    glass.forget();
+    if (glass.current) pick(glass.current.m, false);
+    pair();
+  };
+
+  /* ---- a second adapter: φ layer by layer as one more line, its spectrum over the first (in `ask`) */
+  let phi = null;
+  async function pair() {
+    const mine = opening, asked = other;
+    phi = null;
+    across.add("phi", null);
+    if (!other || !heat) return;
+    let p;
+    try { p = await get("pair", {...key(), with: other}); } catch (error) {
+      if (error instanceof Refused && mine === opening && asked === other) fault.textContent = error.message;
+      else if (!(error instanceof Away || error instanceof Refused)) throw error;
+      return;
+    }
+    if (mine !== opening || asked !== other) return;
+    phi = p;
+    many.replaceChildren(...p.ks.map((k) => h("option", {value: k}, `first ${k === "1" ? "direction" : `${k} directions`}`)));
+    line();
+  }
+  function line() {
+    const m = phi.phi[many.value];
+    across.add("phi", {short: "φ", title: `φ of the first ${many.value} directions with ${phi.name}`, values: m.values, control: m.control, top: 1, number: (x) => x.toPrecision(2).replace(/^1\.0$/, "1"), extra: many, say: (t) => `${m.say[t] ?? `${t} is not in both.`} ${phi.note}`});
+  }
+  many.onchange = line;
+  source.onchange = () => {
+    fault.textContent = "";
+    if (/^\d{1,15}$/.test(source.value)) {
+      opened = null;
+      address({open: null});
+      Number(source.value) === state.run ? open() : openRun(Number(source.value), {refill: true, push: true});
+    } else { opened = source.value; address({open: opened}); open(); }
+  };
   const table = () => heat && [["layer", ...Object.keys(heat.measures[measure].values)],
     ...Object.values(heat.measures[measure].values)[0].map((_, l) => [l, ...Object.values(heat.measures[measure].values).map((r) => r[l])])];
 
@@ -27,26 +92,34 @@ export function spectra(root) {
     ghost = null;
     cache = new Map();
     clearTimeout(waiting);
-    if (state.run == null) return blank("After a run, the spectrum of every ΔW will be here: how strongly it acts, and along how many directions.", true);
+    if (!opened && state.run == null) return blank("After a run, the spectrum of every ΔW will be here: how strongly it acts, and along how many directions.", true);
     let found;
     try { found = await get("heat", key()); } catch (error) {
       if (error instanceof Away) return;
       if (!(error instanceof Refused)) throw error;
-      return blank(error.message);
+      return blank(`${error.message[0].toUpperCase()}${error.message.slice(1)}.`, true);
     }
     if (mine !== opening) return;
     if (found.error) return blank(`${found.error[0].toUpperCase()}${found.error.slice(1)}.`, !found.live);
+    if (found.pending) {
+      blank(`Comparing ${found.name} with ${found.base}: ${found.pending[0]} of ${found.pending[1]} matrices.`);
+      waiting = setTimeout(open, 900);
+      return;
+    }
     heat = found;
+    aboutLink.hidden = !heat.file;
+    note.textContent = note.title = remark();
     empty.hidden = true;
     grid.hidden = false;
     badge.hidden = !heat.recorded;
-    heatTitle.textContent = `Layer by matrix, ${heat.name}`;
+    heatTitle.textContent = "Layer by matrix";
     if (!heat.measures[measure]) measure = "norm";
     choices();
     build();
     across.load(heat);
     pick(known(state.matrix) ? state.matrix : heat.first, false);
     beside();
+    pair();
   }
   /* Amplification and overlap take W0: measured in the background once somebody looks here. */
   async function beside() {
@@ -73,15 +146,17 @@ export function spectra(root) {
   }
   const pressed = () => which.querySelectorAll("button").forEach((b) => b.setAttribute("aria-pressed", b.dataset.id === measure));
   const known = (m) => { const [, l, t] = (m ?? "").split("."); return heat?.measures.norm.values[t]?.[+l] != null; };
+  /* offer: true, the way to a run; false, the run that trains; nothing where neither helps. */
   function blank(text, offer) {
     heat = null;
-    grid.hidden = true;
+    aboutLink.hidden = grid.hidden = true;
+    note.textContent = "";
     empty.hidden = false;
-    empty.replaceChildren(h("p", {class: "ll-say"}, text), offer ? h("button", {class: "ll-button go", type: "button", onclick: () => show("train")}, "Go to training") : h("button", {class: "ll-button", type: "button", onclick: () => show("train")}, "Watch it train"));
+    empty.replaceChildren(h("p", {class: "ll-say"}, text), offer === undefined || opened ? "" : offer ? h("button", {class: "ll-button go", type: "button", onclick: () => show("train")}, "Go to training") : h("button", {class: "ll-button", type: "button", onclick: () => show("train")}, "Watch it train"));
   }
   function build() {
     if (!heat) return;
-    const values = heat.measures[measure].values, names = Object.keys(values), narrow = root.clientWidth < 700, room = narrow ? 190 : Math.max(140, Math.min(420, innerHeight - 548));
+    const values = heat.measures[measure].values, names = Object.keys(values), narrow = root.clientWidth < 700, room = narrow ? 190 : Math.max(140, Math.min(420, innerHeight - 580));
     map = cellmap(names, values[names[0]].length, {label: "Layer by matrix; arrow keys move, and the spectrum follows", onPick: (m) => pick(m), onHover: hover,
       height: Math.max(20, Math.min(narrow ? 72 : 160, Math.round(room / names.length)))});
     left.replaceChildren(map.node);
@@ -100,7 +175,7 @@ export function spectra(root) {
     heatSay.textContent = measure === "norm" || measure === "stable_rank" ? `${text} ${heat.verdicts}` : text;
   }
 
-  const ask = (m) => { if (!cache.has(m)) cache.set(m, get("spectrum", {...key(), m}).catch((error) => { cache.delete(m); throw error; })); return cache.get(m); };
+  const ask = (m) => { if (!cache.has(m)) cache.set(m, get("spectrum", {...key(), m, with: other}).catch((error) => { cache.delete(m); throw error; })); return cache.get(m); };
   async function pick(m, told = true) {
     const began = performance.now(), mine = ++picking;
     map.mark(m);
@@ -113,8 +188,8 @@ export function spectra(root) {
       if (mine === picking && error instanceof Refused) fault.textContent = error.message;   // away: the frame says so
       return;
     }
-    if (mine !== picking || !heat || r.run !== heat.run) return;
-    await glass.show(r, heat, key());
+    if (mine !== picking || !heat || r.run !== heat.run || r.open !== heat.open) return;
+    await glass.show(r, heat, {...key(), with: other});
     globalThis.LoraLab.clicks = [...(globalThis.LoraLab.clicks ?? []), performance.now() - began].slice(-100);
     if (state.matrix !== r.m) state.matrix = r.m;
     if (told || asked("m")) address({m: r.m});
@@ -131,10 +206,11 @@ export function spectra(root) {
     glass.over(r);
   }
   let was = null, wide = null;
-  on("start run ended", open);
-  on("view", (v) => { const now = v && `${v.run}.${v.adapter}.${v.live}`; if (was && now !== was && v) open(); was = now; });
+  on("start", () => { listSources(); open(); });
+  on("run ended", (x) => { if (typeof x === "number") opened = null; listSources(); if (!opened) open(); });
+  on("view", (v) => { const now = v && `${v.run}.${v.adapter}.${v.live}`; if (was && now !== was && v && !opened) open(); was = now; });
   on("matrix", (m) => { if (heat && known(m) && m !== glass.current?.m) pick(m, false); });
-  on("tab", (t) => { if (t === "spectra") { beside(); glass.wake(); } });
+  on("tab", (t) => { if (t === "spectra") { listSources(); beside(); glass.wake(); } });
   on("back", () => { if (!glass.current) open(); });
   new ResizeObserver(() => { const now = root.clientWidth < 700; if (root.clientWidth && now !== wide) { wide = now; build(); } }).observe(root);
 }

@@ -5,14 +5,16 @@ const HIGH = 84, PAD = 10;
 
 export function strip({onPick}) {
   const title = h("span", {class: "ll-muted"}), which = h("div", {class: "ll-tabs", role: "group", "aria-label": "What the line shows"}), picture = h("div", {class: "st-picture", role: "img"}), say = h("p", {class: "ll-note"});
-  const node = h("div", {class: "sp-strip"}, h("div", {class: "sp-strip-head"}, title, which), h("div", {class: "cm-row"}, h("span", {class: "cm-head"}), picture), say);
+  const extra = h("span", {class: "sp-extra"});
+  const node = h("div", {class: "sp-strip"}, h("div", {class: "sp-strip-head"}, title, extra, which), h("div", {class: "cm-row"}, h("span", {class: "cm-head"}), picture), say);
   let measures = {}, measure = "sigma1", chosen = null, frozen = "";
 
   const at = (l, n, wide) => (l + 0.5) / n * (wide + 2) - 1;
   function paint() {
     const m = measures[measure], [, layer, target] = (chosen ?? "").split(".");
     which.replaceChildren(...Object.entries(measures).map(([id, x]) => h("button", {type: "button", "data-id": id, "aria-pressed": String(id === measure), onclick: () => { measure = id; paint(); }}, x.short)));
-    if (!m || !m.values[target]) { picture.replaceChildren(); return; }
+    extra.replaceChildren(m?.extra ?? "");
+    if (!m || !m.values[target]) { picture.replaceChildren(); title.textContent = `${target ?? ""} in every layer`; say.textContent = m && target ? `${target} is not in both.` : ""; return; }
     const wide = picture.clientWidth, rows = Object.entries(m.values), n = m.values[target].length;
     title.textContent = `${target} in every layer`;
     say.textContent = m.say(target, m.values[target]);
@@ -46,7 +48,7 @@ export function strip({onPick}) {
       if (!measures[measure]) measure = "sigma1";
       paint();
     },
-    /* One more measure, or (null) one less: {short, title, values, say, number, top, control}. */
+    /* One more measure, or (null) one less: {short, title, values, say, number, top, control, extra: a node}. */
     add(id, m) {
       if (m) { measures[id] = m; measure = id; } else { delete measures[id]; if (measure === id) measure = "sigma1"; }
       paint();

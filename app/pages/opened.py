@@ -1,0 +1,178 @@
+"""Adapters from elsewhere, opened in Spectra: streamed to a folder of ours, bounded, read as data, swept after a day.
+
+The page sends the files of one adapter one after the other into a set, and then asks for the set to be opened. A set
+is known by a random id; what cannot be opened is removed at once.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.pages.uploads import ID, OLD_S, safe_name
+from lora_core.errors import UserError
+from lora_core.home import read_json, write_json, writing
+
+if TYPE_CHECKING:
+    from app.pages.lab import Lab
+    from lora_core.foreign import Opened
+
+MOST_BYTES = 2 << 30  # of one set
+MOST_TOTAL = 6 << 30  # of all sets
+MOST_FILES, MOST_SETS = 60, 20
+TAKEN = (".safetensors", ".json", ".zip")
+ABOUT = "about.json"
+
+
+class Sets:
+    """The folder `opened` below LoRA Lab's home: one folder a set, with its files and what it is called."""
+
+    def __init__(self, home: Path) -> None:
+        self.root = home / "opened"
+
+    async def take(self, set_id: str, name: str, chunks: AsyncIterator[bytes]) -> str:
+        """The id of the set that the file went into: the one given, or a new one for "".
+
+        Raises UserError for a pickle, before any of it is kept; for another ending, too much, too many, a full disk.
+        """
+        from lora_core.foreign import refuse_pickle
+
+        clean = safe_name(name)
+        refuse_pickle(Path(clean))
+        if Path(clean).suffix.lower() not in TAKEN:
+            raise UserError(f"{clean} is no part of an adapter; those are .safetensors and .json, or a .zip of both")
+        folder = self._folder(set_id) if set_id else self._new()
+        fresh = not set_id
+        try:
+            room = min(MOST_BYTES - self._size(folder), MOST_TOTAL - self._size(self.root))
+            if len(list((folder / "files").iterdir())) >= MOST_FILES:
+                raise UserError(f"an adapter has a few files; of one set at most {MOST_FILES} are taken")
+            await self._write(folder / "files" / clean, chunks, room)
+        except BaseException:
+            (folder / "files" / clean).unlink(missing_ok=True)
+            if fresh:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return folder.name
+
+    async def _write(self, path: Path, chunks: AsyncIterator[bytes], room: int) -> None:
+        from lora_core.foreign import refuse_pickle
+
+        count = 0
+        with writing(self.root), open(path, "xb") as file:
+            async for chunk in chunks:
+                if count == 0 and path.suffix.lower() != ".zip":
+                    refuse_pickle(path, bytes(chunk[:8]))
+                count += len(chunk)
+                if count > room:
+                    raise UserError(f"{path.name} is too large: one adapter may have {MOST_BYTES >> 30} GiB, and all"
+                                    f" that are opened in a day {MOST_TOTAL >> 30}")  # fmt: skip
+                file.write(chunk)
+
+    def _new(self) -> Path:
+        self.sweep()
+        folder = self.root / secrets.token_hex(8)
+        with writing(self.root):
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            kept = sorted((p for p in self.root.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime)
+            for old in kept[: max(0, len(kept) - MOST_SETS + 1)]:  # who opens the 21st has long left the first
+                shutil.rmtree(old, ignore_errors=True)
+            (folder / "files").mkdir(mode=0o700, parents=True)
+        return folder
+
+    def _folder(self, set_id: str) -> Path:
+        folder = self.root / set_id
+        if not ID.fullmatch(set_id) or not folder.is_dir():
+            raise UserError("what was opened is no longer here; open it again")
+        return folder
+
+    def has(self, set_id: str) -> bool:
+        """Whether a set is still here."""
+        return bool(ID.fullmatch(set_id)) and (self.root / set_id / ABOUT).is_file()
+
+    def _size(self, folder: Path) -> int:
+        return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+    def sweep(self, older_s: float = OLD_S) -> None:
+        """Remove what is older than a day."""
+        with suppress(OSError):
+            for folder in self.root.iterdir():
+                if time.time() - folder.stat().st_mtime > older_s:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    # ---- opening
+    def open(self, set_id: str, name: str = "", base: str | None = None) -> tuple[Opened, str]:
+        """(what is in a set, what it is called). The first time `name` is noted; a set that cannot be opened goes."""
+        folder = self._folder(set_id)
+        about = read_json(folder / ABOUT)
+        first = not isinstance(about, dict)
+        if first:
+            about = {"name": shorter(name), "base": base}
+            with writing(self.root):
+                write_json(folder / ABOUT, about)
+        try:
+            return self._read(folder, about.get("base")), str(about["name"])
+        except UserError as error:
+            if first:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise UserError(plain(str(error), folder)) from None
+
+    def _read(self, folder: Path, base: str | None) -> Opened:
+        from lora_core.foreign import open_any
+
+        files, unpacked = sorted((folder / "files").iterdir()), folder / "unpacked"
+        if unpacked.is_dir():
+            return open_any(unpacked, base=base)
+        zips = [p for p in files if p.suffix.lower() == ".zip"]
+        if len(files) == 1 and zips:
+            found = open_any(zips[0], base=base, scratch=unpacked)
+            if unpacked.is_dir():
+                zips[0].unlink()
+            return found
+        return open_any(files[0] if len(files) == 1 else folder / "files", base=base)
+
+    def listed(self) -> list[dict[str, str]]:
+        """[{"id", "name"}] of what was opened, the newest first."""
+        found = []
+        with suppress(OSError):
+            for folder in sorted(self.root.iterdir(), key=lambda p: -p.stat().st_mtime):
+                about = read_json(folder / ABOUT)
+                if isinstance(about, dict):
+                    found.append({"id": folder.name, "name": str(about.get("name", ""))})
+        return found
+
+
+def plain(text: str, folder: Path) -> str:
+    """A message without the place of our folders: a file is called as its owner calls it."""
+    for place in (folder / "files", folder / "unpacked", folder):
+        text = text.replace(f"{place}/", "").replace(str(place), "it")
+    return text
+
+
+def shorter(name: str) -> str:
+    """What a set is called: the file's or the folder's own name, without its ending."""
+    last = re.split(r"[\\/]", name.strip())[-1]
+    last = re.sub(r"\.(safetensors|zip)$", "", last, flags=re.I)
+    return "".join(c for c in last if c.isprintable())[:60] or "an adapter"
+
+
+# ---- the page's questions
+def opened(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Open a set: {"open": its id, "name"}. body: set, name, and base for a whole checkpoint."""
+    from app.pages.sources import source
+
+    base = body.get("base")
+    set_id = str(body.get("set", ""))
+    _, name = lab.sets.open(set_id, str(body.get("name", "")), base if isinstance(base, str) and base else None)
+    source(lab, {"open": set_id})  # what cannot be looked at is told now
+    return {"open": set_id, "name": name}
+
+
+def list_opened(lab: Lab, query: Mapping[str, Any]) -> dict[str, Any]:
+    return {"opened": lab.sets.listed()}
