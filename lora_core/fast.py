@@ -27,6 +27,7 @@ from lora_core.registry import book_of
 FAMILIES = ("llama", "mistral", "qwen2")
 # How far the probe's hidden states may be from transformers', relative: rounding, which is in other places.
 CLOSE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 3e-2}
+EVEN = 32  # numbers of rows are multiples of it where every new one is dear
 LOGITS = 30 << 20  # bytes of logits at a time; glibc takes memory above 32 MiB from the system anew at every call
 
 
@@ -166,14 +167,17 @@ class Loss(torch.autograd.Function):
         rows = max(1, LOGITS // (4 * W.shape[0]))
         for i in range(0, len(h), rows):
             part, t = h[i : i + rows], targets[i : i + rows, None]
-            logits = F.linear(part, W)
+            logits = F.linear(F.pad(part, (0, 0, 0, short_of_even(part))), W)
             logp = F.log_softmax(logits.float() if logits.element_size() < 4 else logits, -1)
             del logits
-            total -= logp.gather(1, t).sum()
+            total -= logp[: len(t)].gather(1, t).sum()
             if dh is not None:
                 p = logp.exp_()
-                p.scatter_add_(1, t, p.new_full(t.shape, -1.0))
-                torch.mm(p.to(W.dtype), W, out=dh[i : i + rows])
+                p[: len(t)].scatter_add_(1, t, p.new_full(t.shape, -1.0))
+                if len(p) == len(t):
+                    torch.mm(p.to(W.dtype), W, out=dh[i : i + rows])
+                else:
+                    dh[i : i + rows] = torch.mm(p.to(W.dtype), W)[: len(t)]
         if dh is not None:
             ctx.save_for_backward(dh)
         return total
@@ -258,6 +262,24 @@ def tree_of(ids: Tensor, at: Tensor, parts: int = 1) -> Tree | None:
     return Tree(torch.tensor(first, device=ids.device), torch.tensor(of, device=ids.device))
 
 
+def short_of_even(x: Tensor, n: int | None = None) -> int:
+    """How many rows are added to n (those of x) rows like x's, so that products of a few sizes serve all batches.
+
+    oneDNN makes a program for every size of a product in bfloat16, which takes as long as the product, and keeps it.
+    """
+    dear = x.dtype == torch.bfloat16 and x.device.type == "cpu"
+    return -(len(x) if n is None else n) % EVEN if dear else 0
+
+
+def _others(places: Tensor, n: int, total: int) -> Tensor:
+    """`places` and n more of 0 … total − 1, all different, as far as there are others."""
+    if not n:
+        return places
+    free = torch.ones(total, dtype=torch.bool, device=places.device)
+    free[places] = False
+    return torch.cat([places, free.nonzero().squeeze(1)[:n]])
+
+
 def beginnings(rows: Sequence[Sequence[int]]) -> int:
     """How many tokens are computed for rows of tokens that go through the body together."""
     nodes: dict[tuple[int, int], int] = {}
@@ -295,7 +317,12 @@ def body(model: nn.Module) -> Body | None:
         tree = None
         if ids.shape[0] % parts == 0 and not any(a.spec.dropout for a in acting):  # which draws for every place
             tree = tree_of(ids, at, parts)
-        return _run(base, ids, at, tree)
+        if tree is None or parts > 1:
+            return _run(base, ids, at, tree)
+        like = base.embed_tokens.weight
+        first = _others(tree.first, short_of_even(like, len(tree.first)), ids.numel())
+        more = _others(at, short_of_even(like, len(at)), ids.numel())
+        return _run(base, ids, more, Tree(first, tree.of))[: len(at)]
 
     if model not in _probed:
         on = [a._switch for a in book_of(model).adapters.values() if a.on]
