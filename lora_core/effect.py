@@ -143,7 +143,13 @@ class Effect:
         """
         n = f"{self.steps:,} {'step' if self.steps == 1 else 'steps'}"
         n += f" in {took}" if took else ""
-        size = f"‖ΔW‖ is {percent(self.ratio)} of ‖W0‖" if self.ratio is not None else f"‖ΔW‖ is {self.delta:.2g}"
+        r = self.ratio
+        if r is None:
+            size = f"‖ΔW‖ is {self.delta:.2g}"
+        elif r < 2:
+            size = f"‖ΔW‖ is {percent(r)} of ‖W0‖"
+        else:
+            size = f"‖ΔW‖ is {r:,.1f} times ‖W0‖" if math.isfinite(r) else "‖ΔW‖ is no finite number"
         what = "most probable word" if self.thing == "token" else "most probable label"
         moved = ""
         if self.changed is not None:
@@ -164,14 +170,13 @@ class Effect:
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> Effect:
-        """Inverse of `to_dict`."""
-        return cls(**{f.name: d[f.name] for f in fields(cls)})
+        """Inverse of `to_dict`, also of one that went through JSON, where what is not finite became None."""
+        values = {f.name: d[f.name] for f in fields(cls)}
+        return cls(**values | {n: math.inf for n in ("delta", "W0", "rates", "scaling") if values[n] is None})
 
 
-def percent(share: float | None) -> str:
-    """A share as people read it: 61 %, 0.42 %, 0.000013 %, none."""
-    if share is None or not math.isfinite(share):
-        return "a number that is not finite"
+def percent(share: float) -> str:
+    """A share as people read it: 61 %, 0.42 %, 0.000013 %."""
     p = 100 * share
     if p == 0 or p >= 10:
         return f"{p:,.0f} %"

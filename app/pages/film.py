@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from app import figures_train
 from app.pages.lab import Lab, title
-from app.pages.spectra import MATRIX, address
 from app.pages.train import where
 from lora_core.families import TITLES
+
+MATRIX = re.compile(r"(?:layers\.)?(\d{1,5})\.([\w-]{1,40})")
 
 
 def film(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
@@ -20,13 +22,28 @@ def film(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     answer: dict[str, Any] = {"run": run.id, "name": title(run), "live": run.live, "steps": []}
     if not pictures:
         return answer
-    asked = MATRIX.fullmatch(query.get("m") or "")
     names = pictures[-1][1]
-    key = next((k for k in names if asked and where(k) == (int(asked[1]), asked[2])), None)
-    key = key or max(names, key=lambda k: names[k][0] if names[k] else 0.0)
+    key = named(names, query.get("m") or "") or max(names, key=lambda k: names[k][0] if names[k] else 0.0)
     by_step = {step: sigma[key] for step, sigma in pictures if key in sigma}
     steps, sigma = sorted(by_step), [by_step[s] for s in sorted(by_step)]
-    layer, name = where(key)
-    full = f"layer {layer}, {name}" + (f" ({TITLES[name]})" if name in TITLES and TITLES[name] != name else "")
     figure = figures_train.film(steps, sigma, last=run.steps if run.live else 0, revision=f"{run.id}.{key}")
-    return answer | {"m": address(key), "title": full, "path": key, "steps": steps, "sigma": sigma, "figure": figure}
+    return answer | {"m": address(key), "title": titled(key), "path": key, "steps": steps, "sigma": sigma,
+                     "figure": figure}  # fmt: skip
+
+
+def named(keys: Iterable[str], m: str) -> str | None:
+    """The site's key of a matrix as the page's address has it, "layers.12.v"; None where it is none of these."""
+    asked = MATRIX.fullmatch(m)
+    return next((k for k in keys if asked and where(k) == (int(asked[1]), asked[2])), None)
+
+
+def address(key: str) -> str:
+    """How a matrix is named in the page's address."""
+    layer, name = where(key)
+    return f"layers.{layer}.{name}"
+
+
+def titled(key: str) -> str:
+    """ "layer 12, v (value)"."""
+    layer, name = where(key)
+    return f"layer {layer}, {name}" + (f" ({TITLES[name]})" if name in TITLES and TITLES[name] != name else "")

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from app import figures
 from app.pages import adapt
+from app.pages.film import address, named, titled
 from app.pages.lab import Lab, task_of_run
-from app.pages.spectra import MATRIX, address
-from app.pages.train import grid, where
+from app.pages.train import grid
 from lora_core.errors import UserError
-from lora_core.families import TITLES
 
 if TYPE_CHECKING:
     from lora_core.walk import Forward, Stepped, Walk
@@ -103,11 +102,8 @@ def read(f: Forward, told: float | None) -> dict[str, Any]:
 
 def moved(s: Stepped, m: str) -> dict[str, Any]:
     """Stages 2 to 4 of the chosen matrix, or of the one that moved most where that one is not adapted."""
-    asked = MATRIX.fullmatch(m)
-    key = next((k for k in s.matrices if asked and where(k) == (int(asked[1]), asked[2])), None)
-    key = key or max(s.matrices, key=lambda k: s.matrices[k].norm_after)
-    x, (layer, name) = s.matrices[key], where(key)
-    title = f"layer {layer}, {name}" + (f" ({TITLES[name]})" if name in TITLES and TITLES[name] != name else "")
+    key = named(s.matrices, m) or max(s.matrices, key=lambda k: s.matrices[k].norm_after)
+    x = s.matrices[key]
     gradient = f"B has left 0, so both have a gradient: ‖∂L/∂A‖ = {size(x.grad_A)}, ‖∂L/∂B‖ = {size(x.grad_B)}."
     if x.grad_A == 0 and x.norm_before == 0:
         gradient = ("B is 0, so ∂L/∂A = s·Bᵀ·(∂L/∂h)·xᵀ is 0 too: only B learns in this step, "
@@ -119,7 +115,7 @@ def moved(s: Stepped, m: str) -> dict[str, Any]:
     new = (f"‖ΔW‖ went from {size(x.norm_before)} to {size(x.norm_after)}, and the loss of these rows from "
            f"{s.loss:.3f} to {s.loss_after:.3f}.")  # fmt: skip
     return {
-        "m": address(key), "title": title, "lr": s.lr, "loss": s.loss, "loss_after": s.loss_after,
+        "m": address(key), "title": titled(key), "lr": s.lr, "loss": s.loss, "loss_after": s.loss_after,
         "gradient": {"A": x.grad_A, "B": x.grad_B, "say": gradient,
                      "map": grid({k: v.grad_B for k, v in s.matrices.items()})},
         "adam": {"A": x.step_A, "B": x.step_B, "say": adam},

@@ -30,8 +30,9 @@ export function live() {
   const slide = h("input", {type: "range", min: 0, value: 0, step: 1, id: "film", "aria-label": "The step whose spectrum is shown", disabled: true});
   const play = h("button", {type: "button", class: "ll-button small", onclick: toggle}, "Play");
   const bar = h("div", {class: "tr-film-bar"}, play, slide, at);
+  const badge = h("span", {class: "ll-badge", hidden: true}, "recorded");
   const node = h("section", {class: "ll-card tr-live", style: {"--span": 4}, "aria-label": "The spectrum of the chosen update while it grows"},
-    h("div", {class: "ll-head"}, title, exports("the spectrum over the steps", {name: () => `film-run${state.run}-${film?.m}`, figure: () => film && moved(), rows: () => rows()})), plot, bar, say);
+    h("div", {class: "ll-head"}, title, badge, exports("the spectrum over the steps", {name: () => `film-run${state.run}-${film?.m}`, figure: () => film && moved(), rows: () => rows()})), plot, bar, say);
 
   let film = null, index = null, asking = 0, version = "", timer = 0;  // index: null follows the newest picture
   const here = () => index ?? film.steps.length - 1;
@@ -75,11 +76,13 @@ export function live() {
     title.textContent = `ΔW of ${film.title}`;
     title.title = film.path;
     bar.hidden = false;
+    badge.hidden = !v.recorded;
     emit("film", film.m);
     show();
   }
   function blank(text) {
     film = null;
+    badge.hidden = true;
     halt();
     title.textContent = "ΔW while it grows";
     bar.hidden = true;

@@ -3,7 +3,7 @@
 import {Away, Refused, h, on, post, state} from "./core.js";
 import {cellmap} from "./cellmap.js";
 
-const SLOW = 2600, PAGE = `walk-${Math.random().toString(36).slice(2, 12)}`;   // ms for each stage; who walks
+const SLOW = 2600;                                                 // ms for each stage
 const STAGES = [
   ["forward", "1 Forward", "h = W0·x + s·B·A·x"], ["gradient", "2 Gradient", "∂L/∂B = s·(∂L/∂h)·(A·x)ᵀ"],
   ["adam", "3 Adam", "B ← B − rate · m/(√v + ε)"], ["delta", "4 The new ΔW", "ΔW = s·B·A"]];
@@ -26,18 +26,18 @@ export function walk() {
   const next = h("button", {type: "button", class: "ll-button go", id: "walk-next", onclick: () => go(1)}, "Next");
   const slow = h("button", {type: "button", class: "ll-button", "aria-pressed": "false", onclick: () => pace(!timer)}, "Slow");
   const sheet = h("dialog", {class: "ll-words wk", id: "walk", "aria-labelledby": "walk-h"}, h("div", {class: "ll-head"}, h("h2", {id: "walk-h", class: "ll-h"}, "One real step"), where),
-    h("div", {class: "wk-stages"}, cards.map((c) => c.node)), fault, live,
+    h("div", {class: "wk-stages", tabindex: 0, role: "region", "aria-label": "The four stages"}, cards.map((c) => c.node)), fault, live,
     h("div", {class: "wk-acts"}, h("p", {class: "ll-note"}, "Live, on the page's own model: an adapter of its own, taken off again after each stage."), back, next, slow,
       h("button", {type: "button", class: "ll-button", onclick: () => sheet.close()}, "Close")));
-  sheet.addEventListener("close", () => { pace(false); post("walk-end", {page: PAGE}).catch(() => {}); });
+  sheet.addEventListener("close", () => { pace(false); post("walk-end", {page}).catch(() => {}); });
   sheet.addEventListener("keydown", (e) => { const d = {ArrowRight: 1, ArrowLeft: -1}[e.key]; if (d && !e.target.closest("[role=grid]")) { e.preventDefault(); go(d); } });
 
-  let steps = [], at = {step: 0, stage: -1}, busy = false, timer = 0, of = null, turn = 0;
+  let steps = [], at = {step: 0, stage: -1}, busy = false, timer = 0, of = null, turn = 0, page = "";  // page: who walks
   /* What is asked for: the open run's settings, or the form's where none is open. */
   const asks = () => state.view ? {run: state.view.run} : {model: state.facts?.name, spec: state.spec, config: state.config, data: state.data};
 
   async function ask(step, stage) {
-    const mine = turn, a = await post("walk", {page: PAGE, step: step + 1, stage, m: state.matrix, ...of});
+    const mine = turn, a = await post("walk", {page, step: step + 1, stage, m: state.matrix, ...of});
     if (mine !== turn) throw new Away("another walk has begun");
     steps[step] = {...steps[step], ...a};
   }
@@ -115,6 +115,7 @@ export function walk() {
     at = {step: 0, stage: -1};
     of = asks();
     turn += 1;
+    page = `walk-${Math.random().toString(36).slice(2, 12)}`;
     busy = false;
     fault.textContent = "";
     cards.forEach((c) => { c.body.replaceChildren(); c.say.textContent = ""; c.node.classList.remove("now", "there"); });
