@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lora_core.classification import Classification, TextBatch
 from lora_core.effect import Effect
+from lora_core.errors import UserError
 from lora_core.evaluate import ROWS, spread
 from lora_core.objective import IGNORED, Batch, CausalLM, Objective, objective_for
 from lora_core.preference import Pair, Preference
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from lora_core.train import TrainConfig
 
 MEASURED = 32  # held-out rows whose most probable words are compared
+KNOWN = (CausalLM, Classification, Preference)
 ENDS = 5  # steps at each end of a run whose mean training losses are compared
 
 
@@ -34,10 +36,12 @@ def measure_effect(adapter: Adapter, task: Task, config: TrainConfig, events: Se
 
     The adapter acts or not afterwards as it did before.
     """
-    if not isinstance(objective, (CausalLM, Classification, Preference)):
+    if not isinstance(objective, KNOWN):
         from lora_core.train import tokenizer_of
 
         objective = objective_for(objective, adapter, task, tokenizer or tokenizer_of(adapter.model), config)
+    if not isinstance(objective, KNOWN):
+        raise UserError(f"objective {objective.name!r} has no most probable word or label that could change")
     told = [e if isinstance(e, Mapping) else e.to_dict() for e in events]
     steps = [e for e in told if e.get("kind") == "step"]
     held = [e["held_loss"] for e in told if e.get("kind") in ("held", "end") and e.get("held_loss") is not None]

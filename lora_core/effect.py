@@ -171,8 +171,9 @@ class Effect:
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> Effect:
         """Inverse of `to_dict`, also of one that went through JSON, where what is not finite became None."""
-        values = {f.name: d[f.name] for f in fields(cls)}
-        return cls(**values | {n: math.inf for n in ("delta", "W0", "rates", "scaling") if values[n] is None})
+        values: dict[str, Any] = {f.name: d[f.name] for f in fields(cls)}
+        values |= {n: math.inf for n in ("delta", "W0", "rates", "scaling") if values[n] is None}
+        return cls(**values)
 
 
 def percent(share: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import lora_core as lc
+from app.runs.events import plain
 from lora_core.changed import changed_share, sizes
 from lora_core.effect import Effect, percent
 from lora_core.objective import CausalLM
@@ -48,6 +50,13 @@ def test_each_reason(effect: Effect, reason: str, words: str) -> None:
     assert Effect.from_dict(effect.to_dict()) == effect and effect.to_dict()["reason"] == reason
 
 
+def test_what_is_not_finite_survives_json() -> None:
+    wild = replace(SEEN, delta=math.inf, loss_after=math.nan, diverged=True)
+    kept = Effect.from_dict(plain(wild.to_dict()))
+    assert kept.delta == math.inf and kept.loss_after is None and kept.reason == "diverged"
+    assert "‖ΔW‖ is no finite number" in kept.sentence() and "It diverged" in kept.sentence()
+
+
 def test_what_is_visible() -> None:
     assert replace(STILL, changed=0.01).visible and replace(STILL, loss_after=2.92).visible
     assert not replace(STILL, changed=0.0099, loss_after=2.94).visible
@@ -61,7 +70,8 @@ def test_the_sentence_is_made_from_the_numbers() -> None:
         "61 % of 1,234 held-out tokens have another most probable word.")  # fmt: skip
     assert STILL.sentence().startswith("No visible effect after 60 steps, held-out loss 2.95 before and 2.95 after: ")
     assert "No rows are held out" in replace(STILL, changed=None, loss_before=None).sentence()
-    assert [percent(x) for x in (0.0, 0.61, 0.0042, 1.3e-7, 2.0)] == ["0 %", "61 %", "0.42 %", "0.000013 %", "200 %"]
+    assert "‖ΔW‖ is 6.0 times ‖W0‖" in replace(SEEN, delta=3000.0).sentence()
+    assert [percent(x) for x in (0.0, 0.61, 0.0042, 1.3e-7)] == ["0 %", "61 %", "0.42 %", "0.000013 %"]
 
 
 # ---- the measures

@@ -77,7 +77,7 @@ def say(points: Sequence[Mapping[str, Any]], on: Sequence[int], run: Run) -> str
     """What the picture shows, in one sentence."""
     if len(points) == 1:
         return (f"One run on these rows so far: {points[0]['trainable']:,} parameters, loss {points[0]['loss']:.2f}. "
-                "Train with another rank or other matrices, and it stands beside it.")  # fmt: skip
+                "Train another rank or other matrices to have a second point.")  # fmt: skip
     here = next((p for p in points if p["run"] == run.id), None)
     text = f"{plural(len(on), 'run').capitalize()} of {len(points)} on the front: no other is as small and as good."
     if here is None:

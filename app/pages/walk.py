@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lora_core.walk import Forward, Stepped, Walk
 
 WALKS = 4  # of different pages that are remembered
-SHOWN, LONGEST = 2, 60  # rows of a step, and tokens of each, that are shown
+SHOWN, LONGEST = 1, 90  # rows of a step, and tokens of each, that are shown
 _walks: OrderedDict[str, Walk] = OrderedDict()
 _lock = threading.Lock()
 

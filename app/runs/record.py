@@ -75,7 +75,7 @@ class Opened:
         import lora_core as lc
 
         assert run.adapter is not None
-        config = run.request.config | {k: run.result[k] for k in ("dtype",) if k in run.result}
+        config = {**run.request.config} | {k: run.result[k] for k in ("dtype",) if k in run.result}
         load: dict[str, Any] = {k: config.get(k, "auto") for k in ("device", "dtype")}
         self.run = run
         self.model, self.tokenizer = lc.load_model(run.request.model, **load)

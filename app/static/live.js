@@ -18,10 +18,10 @@ export function holding(sigma, share = 0.9) {
 export function sayFilm({steps, sigma}, at) {
   const now = sigma[at], end = sigma.at(-1), step = steps[at];
   if (!now.length || now[0] === 0) return `Step ${step}: B = 0, so every σ is 0 and the model is still the base model.`;
-  const text = `Step ${step}: σ₁ = ${short(now[0])}; ${holding(now)} of ${now.length} direction${now.length === 1 ? " holds" : "s hold"} 90 % of ΔW`;
+  const n = holding(now), text = `Step ${step}: σ₁ = ${short(now[0])}; ${n} of ${now.length} direction${now.length === 1 ? "" : "s"} hold${n === 1 ? "s" : ""} 90 % of ΔW`;
   if (at < sigma.length - 1) return `${text}, ${holding(end)} at the end.`;
   const half = (i) => steps[sigma.findIndex((s) => s[i] >= end[i] / 2)], last = end.length - 1;
-  return last > 0 && half(0) !== half(last) ? `${text}. Half of σ₁ was there at step ${half(0)}, half of σ${sub(last + 1)} at step ${half(last)}.` : `${text}.`;
+  return last > 0 && half(0) !== half(last) ? `${text}. σ₁ was half grown at step ${half(0)}, σ${sub(last + 1)} at step ${half(last)}.` : `${text}.`;
 }
 
 export function live() {
@@ -73,8 +73,8 @@ export function live() {
     if (film?.run !== found.run) { index = null; halt(); }
     film = found;
     if (index != null && index >= film.steps.length) index = null;
-    title.textContent = `ΔW of ${film.title}`;
-    title.title = film.path;
+    title.textContent = `ΔW of ${film.title.replace(/ \(.*/, "")}`;
+    title.title = `${film.title}: ${film.path}`;
     bar.hidden = false;
     badge.hidden = !v.recorded;
     emit("film", film.m);

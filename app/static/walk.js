@@ -12,8 +12,8 @@ const short = (x) => x === 0 ? "0" : x >= 1e-3 && x < 1e4 ? String(+x.toPrecisio
 /* Bars of a few numbers on one scale, each with its name and value. */
 function bars(rows) {
   const top = Math.max(...rows.map((r) => r[1]), 1e-30);
-  return h("dl", {class: "wk-bars"}, rows.map(([name, value, cls, old]) => h("div", {}, h("dt", {}, name), h("dd", {}, h("span", {class: "wk-track", "aria-hidden": "true"},
-    h("i", {class: cls ?? "", style: {width: `${100 * value / top}%`}}), old == null ? null : h("b", {style: {left: `${100 * Math.min(1, old / top)}%`}})), h("span", {}, short(value))))));
+  return h("div", {class: "wk-bars", role: "list"}, rows.map(([name, value, cls, old]) => h("div", {role: "listitem"}, h("span", {class: "wk-name"}, name),
+    h("span", {class: "wk-track", "aria-hidden": "true"}, h("i", {class: cls ?? "", style: {width: `${100 * value / top}%`}}), old == null ? null : h("b", {style: {left: `${100 * Math.min(1, old / top)}%`}})), h("b", {}, short(value)))));
 }
 
 export function walk() {
@@ -105,7 +105,7 @@ export function walk() {
       map.mark(m);
       return [bars([["‖∂L/∂A‖", g.A], ["‖∂L/∂B‖", g.B]]), h("p", {class: "ll-note"}, "‖∂L/∂B‖ of every matrix:"), map.node];
     },
-    adam: ({adam: a}) => bars([["‖change of A‖", a.A], ["‖change of B‖", a.B]]),
+    adam: ({adam: a}) => [h("p", {class: "ll-note"}, "The size of the change:"), bars([["of A", a.A], ["of B", a.B]])],
     delta: ({delta: d}) => [bars([["‖ΔW‖", d.norms[1], "", d.norms[0]]]), h("p", {class: "ll-note"}, "Its singular values; the mark is where each was before:"),
       bars(d.after.slice(0, 8).map((x, i) => [`σ${"₁₂₃₄₅₆₇₈"[i]}`, x, "", d.before[i]]))],
   };
