@@ -16,6 +16,7 @@ from lora_core.models import DEFAULT, registry
 
 TASK = "restaurant"
 PREVIEW_ROWS = 8
+LINKED = ("model", "task", "file")  # what an address may say of the form, besides s.… and c.…
 # a name of a setting, as error messages begin -> the control that it belongs to
 FIELDS = ("rank", "alpha", "layers", "steps", "batch_size", "lr", "seed", "accumulate", "max_tokens", "eval_rows",
           "warmup", "weight_decay", "clip", "dropout", "lr_ratio")  # fmt: skip
@@ -34,7 +35,8 @@ def boot(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     asked = run is not None
     run = run or lab.newest()
     own = run is not None and (asked or not run.recorded)
-    name = run.request.model if run is not None and own else DEFAULT
+    usual = run.request.model if run is not None and own else DEFAULT
+    name = query.get("model") or usual
     facts, fault = None, None
     try:
         facts = lab.session.facts(name, quick=True)
@@ -45,6 +47,9 @@ def boot(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
                 facts = lab.session.facts(DEFAULT, quick=True)
     models = [{"name": m.name, "parameters": m.parameters, "cached": m.cached, "source": m.source, "about": m.about}
               for m in registry() if m.kind == "causal-lm"]  # fmt: skip
+    base = form(lab, run if own else None, facts)
+    # an address that has a form but no run was written where none was open: it means the usual settings
+    linked = not asked and any(k in LINKED or k.startswith(("s.", "c.")) for k in query)
     return {
         "models": models,
         "tasks": [{"name": n, "about": about} for n, about in task_names()],
@@ -54,7 +59,9 @@ def boot(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
         "facts": facts,
         "fault": fault,
         "note": note,
-        "form": form(lab, run if own else None, facts),
+        "form": form(lab, None, facts) if linked else base,
+        "base": base,
+        "usual": usual,
         "run": run.id if run is not None else None,
         "recorded": lab.store.recorded() is not None,
     }

@@ -7,6 +7,7 @@ import {presets} from "./presets.js";
 import {hits, missed} from "./hits.js";
 import {choose, chosen} from "./formula.js";
 import {mark as what} from "./help.js";
+import {exports} from "./plot.js";
 
 const RANKS = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64];
 
@@ -29,7 +30,8 @@ export function adapt(root) {
   });
   const go = h("button", {class: "ll-button go", type: "button", onclick: () => { show("train"); document.getElementById("train-button").focus(); }});
   root.append(h("div", {class: "ll-grid"},
-    h("section", {class: "ll-card ad-card", style: {"--span": 8}}, h("div", {class: "ll-head"}, title, h("p", {class: "ll-note"}, "Click a matrix to adapt it. Matrices are to scale.", what("targets", "a matrix here"))), holder, hits(), fault),
+    h("section", {class: "ll-card ad-card", style: {"--span": 8}}, h("div", {class: "ll-head"}, title, h("p", {class: "ll-note"}, "Click a matrix to adapt it. Matrices are to scale.", what("targets", "a matrix here")),
+      exports("the drawing", {name: () => `layer-of-${state.facts?.name.split("/").at(-1)}`, svg: () => holder.querySelector("svg"), rows: table})), holder, hits(), fault),
     h("section", {class: "ll-card bg", id: "budget", "aria-label": "What it costs", style: {"--span": 4}}, h("h2", {}, "What it costs"), big, sub,
       h("dl", {class: "bg-rows"}, row("file", "adapter file"), row("full", "full copy", true), row("mem", "training memory"), row("fullmem", "full fine-tuning", true),
         h("div", {class: "bg-row"}, stepLabel, step)),
@@ -37,6 +39,12 @@ export function adapt(root) {
 
   let map = null, seq = 0, timer = 0, last = null;
 
+  /* The drawing as rows, for CSV. */
+  function table() {
+    const {facts, spec} = state, layers = layersOf(spec).length;
+    return facts && [["matrix", "out", "in", "adapted layers", "rank", "numbers of B and A a layer"],
+      ...facts.matrices.map((m) => { const on = spec.targets.includes(m.name); return [m.name, m.out, m.in, on ? layers : 0, on ? spec.rank : 0, on ? spec.rank * (m.out + m.in) : 0]; })];
+  }
   /* The map knows layers as a list; a spec says "all" where it is all of them. */
   const shown = () => ({...state.spec, layers: layersOf(state.spec)});
   function take(s, settled) {

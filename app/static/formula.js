@@ -6,8 +6,8 @@ import {openHelp} from "./help.js";
 /* Where each symbol is drawn, besides whatever carries data-sym="B": the tabs' parts know nothing of the formula. */
 const DRAWN = {
   x: ".lm-x", h: ".lm-h, #adapted-output", W0: ".lm-w, #base-output",
-  A: ".lm-a", B: ".lm-b", r: ".lm-r, #cp-k", alpha: ".lm-alpha", s: ".lm-pair",
-  dW: "#spectrum-heatmap .cm-map, #spectrum-plot, .part-train .cm-map, .lm-m[aria-pressed='true'] .lm-ba",
+  A: ".lm-a", B: ".lm-b", r: ".lm-r, #cp-k", alpha: ".lm-alpha", s: ".lm-pair, #cp-strength",
+  dW: "#spectrum-heatmap .cm-map, #spectrum-plot, #film-plot, .part-train .cm-map, .lm-m[aria-pressed='true'] .lm-ba",
 };
 const LIT = {s: ["s", "alpha", "r"]};                              // a symbol that is made of others lights them too
 const digits = (x) => x == null ? "–" : x >= 100 ? String(Math.round(x)) : String(+x.toPrecision(3));

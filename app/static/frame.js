@@ -1,7 +1,10 @@
 /* The frame: one status line whose pieces lead to their tabs, the tabs, the words of the paper, light and dark. */
-import {h, icon, layersOf, on, same, saySpec, show, state} from "./core.js";
+import {h, icon, on, saySpec, show, state} from "./core.js";
+import {belongs, other} from "./belongs.js";
 import {code} from "./code.js";
+import {finger} from "./finger.js";
 import {formula} from "./formula.js";
+import {take} from "./take.js";
 
 export function frame(root, {value}) {
   const sentence = h("p", {class: "ll-sentence"});
@@ -26,8 +29,9 @@ export function frame(root, {value}) {
   const help = h("button", {class: "ll-icon", type: "button", "aria-label": "What the words mean", title: "What the words mean", onclick: () => words.showModal()},
     icon("M9.1 9a3 3 0 1 1 4.6 2.5c-1 .7-1.7 1.3-1.7 2.5M12 17.5v.01"));
   const asCode = code();
-  root.append(h("header", {class: "ll-status"}, h("h1", {class: "ll-brand"}, mark(), "LoRA Lab"), sentence, h("div", {class: "ll-tools"}, asCode.button, themes, help)),
-    h("div", {class: "ll-nav"}, list, formula()), away, words, asCode.sheet);
+  root.append(h("header", {class: "ll-status"}, h("h1", {class: "ll-brand"}, mark(), "LoRA Lab"), sentence, h("div", {class: "ll-tools"}, take(), asCode.button, themes, help)),
+    h("div", {class: "ll-nav"}, list, formula()), away, words, asCode.sheet, finger());
+  belongs();
   words.addEventListener("click", (e) => { if (e.target === words) words.close(); });
 
   const saved = keep("ll-theme");
@@ -46,10 +50,10 @@ export function frame(root, {value}) {
     }
     if (!view) piece("train", "not trained yet");
     else {
-      const other = facts && (!same(pick(spec, facts), pick(view.spec, facts)) || view.model !== facts.name);
+      const [differs] = other();
       const name = view.recorded ? "recorded run" : `run ${view.run}`;
       const how = {queued: " waits", running: " is training", done: " ✓"}[view.status] ?? ` ${view.status}`;
-      piece("train", name + (view.recorded ? "" : how) + (other && !view.live ? ` (${view.about})` : ""));
+      piece("train", name + (view.recorded ? "" : how) + (differs && !view.live ? ` (from ${differs})` : ""));
       if (view.loss != null && view.base_loss != null && view.loss !== view.base_loss)
         pieces.push(h("button", {type: "button", onclick: () => show("compare"), title: "Go to Compare"}, h("span", {class: "warm"}, `loss ${view.loss.toFixed(2)}`), ` (was ${view.base_loss.toFixed(2)})`));
     }
@@ -74,7 +78,6 @@ export function frame(root, {value}) {
   on("lost", (text) => { away.classList.add("on"); away.textContent = text; clearTimeout(gone); gone = setTimeout(() => { away.classList.remove("on"); away.textContent = ""; }, 12000); });
 }
 
-const pick = (s, facts) => [s.targets, s.rank, s.alpha, layersOf(s, facts), s.scaling];
 const wide = (piece) => piece.className === "wide";        // left out where the page is narrow
 const short = (name) => name.split("/").at(-1);
 const mark = () => h("svg", {viewBox: "0 0 32 32", width: 22, height: 22, "aria-hidden": "true", class: "ll-mark"},

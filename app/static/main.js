@@ -8,6 +8,7 @@ import {train} from "./train.js";
 import {compare} from "./compare.js";
 import {spectra} from "./spectra.js";
 import {questions} from "./questions.js";
+import {follow, keeping, read, sync} from "./link.js";
 import {openRun} from "./run.js";
 import {prefetch} from "./plot.js";
 
@@ -27,9 +28,10 @@ const boot = (async () => {
   }
 })();
 function begin(b) {
+  if (state.boot) return;
   state.boot = b;
   state.facts = b.facts;
-  ({spec: state.spec, config: state.config, data: state.data} = b.form);
+  ({spec: state.spec, config: state.config, data: state.data} = read(b.form));
   state.run = b.run;
 }
 
@@ -62,6 +64,7 @@ function play(root) {
 /* All parts are there: the tab and the run that the address names. */
 function start() {
   state.matrix = asked("m");
+  follow(state.boot.base, state.boot.usual, state.run);
   show(state.tab, false);
   emit("start");
   openRun(state.run);
@@ -72,10 +75,14 @@ addEventListener("popstate", () => {
   const run = asked("run");
   show(here(), false);
   const id = run && /^\d+$/.test(run) ? Number(run) : state.boot?.run ?? null;
-  if (id !== state.run) openRun(id, {refill: true});
+  if (id !== state.run) keeping(() => openRun(came = id, {refill: true})); else sync();
   state.matrix = asked("m");
 });
-on("refill", ({form}) => { if (form) ({spec: state.spec, config: state.config, data: state.data} = form); });
+let came = null;                                                  // the run that going back or forward opened, with the form of that address
+on("refill", ({form}) => {
+  if (form) ({spec: state.spec, config: state.config, data: state.data} = came === state.run ? read(form) : form);
+  came = null;
+});
 
 const {waiting} = globalThis.LoraLab;
 globalThis.LoraLab.mount = mount;

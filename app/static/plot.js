@@ -50,9 +50,51 @@ export function save(name, text, type) {
 }
 const cell = (c) => /[",\n]/.test(String(c ?? "")) ? `"${String(c).replaceAll('"', '""')}"` : String(c ?? "");
 
-/* A folded "⋯" with PNG, SVG and CSV. Pictures are taken in the light colours, on white, whatever the theme is. */
-export function exports(what, {name, figure, rows}) {
+/* A map of cells as a figure and as rows: values are {matrix: [value of layer 0, 1, …]}. */
+export const mapRows = (values) => Object.keys(values ?? {}).length ? [["layer", ...Object.keys(values)],
+  ...Object.values(values)[0].map((_, l) => [l, ...Object.values(values).map((row) => row[l])])] : null;
+export function mapFigure(values, title, template) {
+  const names = Object.keys(values ?? {});
+  return names.length ? {data: [{type: "heatmap", y: names, z: names.map((n) => values[n]), xgap: 1, ygap: 1, zmin: 0, colorscale: [[0, "#e8edf3"], [1, "#e8590c"]],
+    colorbar: {title: {text: title, side: "right"}, thickness: 12, outlinewidth: 0}}],
+  layout: {template, xaxis: {title: {text: "layer"}, showgrid: false}, yaxis: {title: {text: "matrix"}, autorange: "reversed", showgrid: false, type: "category"}}} : null;
+}
+
+/* A drawing of ours (an SVG in the page) as a picture of its own: what the style sheets say is written into it. */
+const STYLES = ["fill", "stroke", "stroke-width", "stroke-linecap", "stroke-linejoin", "opacity", "visibility", "display", "font-family", "font-size", "font-weight", "text-anchor", "text-decoration"];
+function standalone(svg) {
+  const box = h("div", {class: "ll", style: {position: "fixed", left: "-3000px"}}), made = svg.cloneNode(true);
+  for (const [hex, name] of Object.entries(TOKENS)) box.style.setProperty(`--ll-${name}`, hex);
+  made.querySelectorAll(".lit").forEach((n) => n.classList.remove("lit"));
+  box.append(made);
+  document.body.append(box);
+  try {
+    for (const node of [made, ...made.querySelectorAll("*")]) {
+      const style = getComputedStyle(node);
+      for (const name of STYLES) node.setAttribute(name, style.getPropertyValue(name));
+    }
+    for (const node of [made, ...made.querySelectorAll("*")]) ["class", "tabindex", "role", "aria-pressed", "aria-label"].forEach((n) => node.removeAttribute(n));
+    made.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+    return new XMLSerializer().serializeToString(made);
+  } finally { box.remove(); }
+}
+async function drawing(svg, format, name) {
+  const text = standalone(svg), {width, height} = svg.viewBox.baseVal;
+  if (format === "svg") return save(`${name}.svg`, text, "image/svg+xml");
+  const image = new Image(), canvas = h("canvas", {width: 2 * width, height: 2 * height}), c = canvas.getContext("2d");
+  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
+  await image.decode();
+  c.fillStyle = "#ffffff";
+  c.fillRect(0, 0, canvas.width, canvas.height);
+  c.drawImage(image, 0, 0, canvas.width, canvas.height);
+  canvas.toBlob((blob) => save(`${name}.png`, blob, "image/png"));
+}
+
+/* A folded "⋯" with PNG, SVG and CSV. Pictures are taken in the light colours, on white, whatever the theme is.
+ * figure() gives a Plotly figure, or svg() a drawing of ours. */
+export function exports(what, {name, figure, svg, rows}) {
   async function picture(format) {
+    if (svg) return svg() && drawing(svg(), format, name());
     const f = figure();
     if (!f) return;
     const P = await plotly(), box = h("div", {style: {position: "fixed", left: "-3000px", width: "960px", height: "540px"}});

@@ -3,7 +3,7 @@ import {Away, Refused, address, emit, fmt, get, h, layersOf, on, post, show, sta
 import {cellmap} from "./cellmap.js";
 import {live} from "./live.js";
 import {differs, pareto} from "./pareto.js";
-import {draw, drawn, exports} from "./plot.js";
+import {draw, drawn, exports, mapFigure, mapRows} from "./plot.js";
 import {behind, openRun, overlay, poll} from "./run.js";
 import {settings} from "./settings.js";
 import {walk} from "./walk.js";
@@ -19,7 +19,7 @@ export function train(root, {value}) {
   const nStep = num("step"), nLeft = num("left"), nTok = num("tokens/s");
   const beside = h("p", {class: "ll-note tr-beside"}), grown = h("p", {class: "ll-note tr-grown"});
   const past = h("div", {class: "tr-past"}), stripBox = h("div", {class: "tr-strip"}), legend = h("p", {class: "ll-note"});
-  const note = h("p", {class: "ll-note"}, "of the completions; small: each step; line: smoothed; large: held out"), table = h("div"), size = pareto((id) => openRun(id, {refill: true, push: true}));
+  const note = h("p", {class: "ll-note"}, "small: each step; line: smoothed; large: held out"), table = h("div"), size = pareto((id) => openRun(id, {refill: true, push: true}));
   const which = h("div", {class: "ll-tabs", role: "group", "aria-label": "What the loss is drawn against"}, [["step", "by step"], ["size", "by size"]].map(([id, text], i) => h("button", {type: "button", "data-by": id, "aria-pressed": String(!i), onclick: (e) => {
     which.querySelectorAll("button").forEach((b) => b.setAttribute("aria-pressed", String(b === e.currentTarget)));
     plot.hidden = note.hidden = table.hidden = id === "size";
@@ -34,7 +34,8 @@ export function train(root, {value}) {
     live(),
     h("section", {class: "ll-card tr-side", style: {"--span": 3}}, status, h("div", {class: "tr-acts"}, resume, next), h("div", {class: "tr-nums"}, nStep.box, nLeft.box, nTok.box), beside,
       h("h2", {class: "ll-h tr-h"}, "Runs"), past),
-    h("section", {class: "ll-card", style: {"--span": 12}}, h("div", {class: "ll-head"}, h("h2", {class: "ll-h"}, "Where the update grows"), grown, legend), stripBox)));
+    h("section", {class: "ll-card", style: {"--span": 12}}, h("div", {class: "ll-head"}, h("h2", {class: "ll-h"}, "Where the update grows"), grown, legend,
+      exports("the map", {name: () => `update-run${state.run}`, figure: () => mapFigure(state.view?.warm?.values, "‖ΔW‖", state.view?.figure?.layout.template), rows: () => mapRows(state.view?.warm?.values)})), stripBox)));
 
   /* ---- acts */
   async function start() {

@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 import app
 from app.pages import help, train
 from app.pages.formula import norms
+from app.runs.run import Run
 from tests.pages_kit import ask
 
 STATIC = Path(app.__file__).parent / "static"
@@ -48,3 +49,14 @@ def test_slices_of_a_fused_matrix_have_norms_of_their_own() -> None:
     found = norms(gpt2)
     W = gpt2.get_submodule("transformer.h.0.attn.c_attn").weight.detach()
     assert found["k"][0] == pytest.approx(float(torch.linalg.vector_norm(W[:, 8:16])), abs=1e-3)
+
+
+def test_an_address_with_a_form_but_no_run_means_the_usual_settings(page: TestClient, run: Run) -> None:
+    plain = ask(page, "boot")
+    assert plain["run"] == run.id and plain["form"] == plain["base"] and plain["form"]["spec"]["rank"] == 4
+    linked = page.get("/lab/api/boot", params={"s.alpha": "3"}).json()
+    assert linked["form"]["spec"]["rank"] == 8 and linked["base"]["spec"]["rank"] == 4
+    both = page.get("/lab/api/boot", params={"s.alpha": "3", "run": str(run.id)}).json()
+    assert both["form"]["spec"]["rank"] == 4
+    lost = ask(page, "boot", model="no such model")
+    assert "no model" in lost["fault"]
