@@ -41,7 +41,7 @@ class TrainConfig:
     weight_decay  of AdamW, on matrices: A and B, a head's weight; not on vectors
     clip          largest norm of the gradient of all factors together; 0 for no clipping
     seed          draws A, the order of the rows and dropout
-    eval_rows     held-out rows that the loss is measured on; eval_every: steps between, 0 for three times in a run
+    eval_rows     held-out rows that are measured on, 0 for none; eval_every: steps between, 0 for three times in a run
     max_tokens    longest row; longer ones are cut
     norms_every   steps between events that carry ‖ΔW‖ of every matrix; 0 for none but the last
     checkpoint_every  steps between checkpoints, if train() is given a file for them

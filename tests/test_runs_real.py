@@ -87,6 +87,13 @@ def test_a_run_that_was_killed_ends_as_if_it_never_had_been(store: RunStore, mod
     assert not [p.name for p in run.folder.iterdir() if p.name.startswith(".") or p.name == CHECKPOINT]
 
 
+def test_without_held_out_rows_nothing_is_measured(store: RunStore, model: str) -> None:
+    run = run_here(store, store.create(request(model, 2, config={"eval_rows": 0})).id)
+    assert run.status == "done" and run.score is None and not (run.base_loss or run.loss), (run.score, run.base_loss)
+    kinds = {e["kind"] for e in store.events(run.id)}
+    assert "step" in kinds and "score" not in kinds and not any(e.get("held_loss") for e in store.events(run.id))
+
+
 def test_on_the_users_file_stopped_and_resumed(store: RunStore, model: str, tmp_path: Path) -> None:
     data = tmp_path / "Mina's places.tsv"
     data.write_text("prompt\tcompletion\n" + "".join(f"{p}\t{c}\n" for p, c in ROWS))

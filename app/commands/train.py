@@ -70,7 +70,7 @@ def train(
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient; 0 for none.")] = 1.0,
     accumulate: Annotated[int, typer.Option(help="Forward passes in a step.")] = 1,
     seed: Annotated[int, typer.Option(help="Draws A, the order of the rows, and what is held out.")] = 0,
-    eval_rows: Annotated[int, typer.Option(help="Held-out rows that the loss is measured on.")] = 64,
+    eval_rows: Annotated[int, typer.Option(help="Held-out rows that are measured on; 0: none.")] = 64,
     eval_every: Annotated[int, typer.Option(help="Steps between measurements; 0 for three in a run.")] = 0,
     max_tokens: Annotated[int, typer.Option(help="Longer rows are cut.")] = 256,
     norms_every: Annotated[int, typer.Option(hidden=True)] = 2,

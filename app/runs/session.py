@@ -154,6 +154,8 @@ class _Training:
         import lora_core as lc
         from lora_core.evaluate import spread
 
+        if not self.config.eval_rows:  # nothing is to be measured
+            return None
         headline = HEADLINE.get(self.objective.name, self.task.score_name)
         measured = spread(self.task.test, MEASURED_ROWS) if self.objective.name in HEADLINE else []
         rows = self.task.score_rows(SCORED_ROWS) if self.objective.name != "classify" else ()
