@@ -34,7 +34,7 @@ export function walk() {
 
   let steps = [], at = {step: 0, stage: -1}, busy = false, timer = 0, of = null, turn = 0, page = "";  // page: who walks
   /* What is asked for: the open run's settings, or the form's where none is open. */
-  const asks = () => state.view ? {run: state.view.run} : {model: state.facts?.name, spec: state.spec, config: state.config, data: state.data};
+  const asks = () => state.run != null ? {run: state.run} : {model: state.facts?.name, spec: state.spec, config: state.config, data: state.data};
 
   async function ask(step, stage) {
     const mine = turn, a = await post("walk", {page, step: step + 1, stage, m: state.matrix, ...of});
@@ -82,7 +82,7 @@ export function walk() {
 
   function draw() {
     const s = steps[at.step];
-    where.textContent = `${state.view ? (state.view.recorded ? "the recorded run's settings" : `run ${state.view.run}'s settings`) : "the form's settings"}, step ${at.step + 1}${s.steps ? ` of ${s.steps}` : ""}${s.title ? `; ${s.title}` : ""}`;
+    where.textContent = `${state.run == null ? "the form's settings" : state.run === 0 ? "the recorded run's settings" : `run ${state.run}'s settings`}, step ${at.step + 1}${s.steps ? ` of ${s.steps}` : ""}${s.title ? `; ${s.title}` : ""}`;
     cards.forEach((c, i) => {
       const there = i <= at.stage;
       c.node.classList.remove("wait");
