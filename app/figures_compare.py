@@ -131,7 +131,7 @@ def spectra_of_two(sigma: Sequence[Sequence[float]], names: Sequence[str], where
             }
         )
     notes = [
-        label(len(s), s[-1], n, xanchor="right", yshift=-14 if i else 14, size=14)
+        label(len(s), s[-1], n, xanchor="right", yshift=14 if i else 30, size=14)
         for i, (s, n) in enumerate(zip(sigma, names, strict=False))
         if len(s)
     ]

@@ -65,11 +65,11 @@ def save(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
             finally:
                 back.detach()
         before, after = (s / count for s in sums)
+        lab.store.claim(new.id)
         lab.store.finish(new.id, "done", step=run.step, base_loss=run.base_loss, loss=after, adapter=True,
                          result={"cut_from": run.id, "kept_energy": written.kept_energy,
                                  "file_bytes": written.file_bytes})  # fmt: skip
     except BaseException:
-        lab.store.finish(new.id, "failed", error="the cut could not be saved")
         lab.store.delete(new.id)
         raise
     return {"run": new.id, "from": run.id, "bytes": written.file_bytes, "before_bytes": written.before_bytes,
@@ -78,7 +78,7 @@ def save(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def made(lab: Lab, run: Run, rank: int, what: str) -> Run:
-    """A run for an adapter that is not trained but cut out of another one's; this process holds it until it is done."""
+    """A run for an adapter that is not trained but cut out of another one's; in no queue, and begun by nobody."""
     request = run.request
     spec = {**request.spec, "rank": max(1, rank), "alpha": float(max(1, rank)), "rank_pattern": {}, "alpha_pattern": {}}
     copies = {}
@@ -86,9 +86,7 @@ def made(lab: Lab, run: Run, rank: int, what: str) -> Run:
         own = getattr(request, name)
         if own and not Path(own).exists() and (copy := next(run.folder.glob(f"{name}.*"), None)):
             copies[name] = str(copy)
-    new = lab.store.create(replace(request, spec=spec, title=f"{title(run)}, {what}", **copies))
-    lab.store.claim(new.id)
-    return lab.store.get(new.id)
+    return lab.store.create(replace(request, spec=spec, title=f"{title(run)}, {what}", **copies))
 
 
 def told(setting: Setting, most: Mapping[str, int]) -> str:

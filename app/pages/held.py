@@ -61,11 +61,11 @@ class Held:
     holders: dict[str, Any] | None = None
     progress: float = 0.0
     says: str = ""
-    items: Any = None
+    failed: bool = False  # it cannot be measured; `says` has why
 
     @property
     def complete(self) -> bool:
-        return bool(self.of) and all(f.rows >= self.of for f in self.families.values()) and not (
+        return self.failed or bool(self.of) and all(f.rows >= self.of for f in self.families.values()) and not (
             self.wanted and self.holders is None)  # fmt: skip
 
     def next(self) -> str | None:
@@ -112,11 +112,10 @@ class Bench:
                 if not self._step(held):
                     time.sleep(0.2)
             except UserError as error:
-                held.says = str(error)
-                held.asked = 0.0
+                held.says, held.failed = str(error), True
             except Exception:
                 logger.exception("held-out losses of %s", title(held.run))
-                held.says, held.asked = "the losses could not be measured; the server's log says why", 0.0
+                held.says, held.failed = "the losses could not be measured; the server's log says why", True
 
     def _step(self, held: Held) -> bool:
         """Measure for as long as nobody else wants the model; whether it was to be had."""
@@ -143,7 +142,7 @@ def measure(lab: Lab, held: Held, loaded: Loaded) -> None:
     session, folder = lab.session, held.run.adapter
     assert folder is not None
     objective, items = encoded(lab, held.run, loaded)
-    held.items, held.of = items, len(items)
+    held.of = len(items)
     name = session.adapter(loaded, held.run.id, folder)
 
     def stop() -> bool:
@@ -309,4 +308,4 @@ def curve(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     return {"run": run.id, "of": held.of, "done": held.complete, "holders": held.holders, "figures": figures,
             "families": {n: {"loss": v, "rows": held.families[n].rows} for n, v in losses.items()},
             "progress": held.progress if held.wanted else None,
-            "says": "" if held.complete else held.says or "waits"}  # fmt: skip
+            "says": held.says if held.failed else "" if held.complete else held.says or "waits"}  # fmt: skip

@@ -5,6 +5,8 @@ Sections are those of the LoRA paper, arXiv 2106.09685v2; what came later is nam
 
 from __future__ import annotations
 
+from app.pages.help_compare import COMPARE
+
 SYMBOLS = ("h", "W0", "x", "alpha", "r", "B", "A", "dW", "nW")  # of the formula strip, in its order
 ADAPT = ("model", "task", "targets", "layers", "rank", "alpha", "scaling")
 LATER = "Not in the paper; "
@@ -114,3 +116,4 @@ HELP: dict[str, dict[str, str]] = {
                       "B, which starts at zero, comes up faster; too large a ratio makes the loss jump.",
                       "1 is the paper's; LoRA+ (arXiv 2402.12354) takes about 16."),
 }  # fmt: skip
+HELP |= COMPARE

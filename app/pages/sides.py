@@ -8,6 +8,7 @@ from typing import Any
 from app import figures_compare
 from app.pages import compare, held, words
 from app.pages.lab import Lab, title
+from app.pages.side import Side, attached, other_run
 from app.pages.train import where
 from app.runs.run import Run, describe
 from lora_core.errors import UserError
@@ -41,7 +42,7 @@ def fit(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     from lora_core.spectra import spectra
 
     run = lab.run(query.get("run"))
-    other = compare.other_run(lab, run, query.get("other"))
+    other = other_run(lab, run, query.get("other"))
     if run.adapter is None:
         raise UserError(f"{title(run)} has no adapter to compare with")
     one, two = read_adapter(run.adapter), read_adapter(other.adapter)  # type: ignore[arg-type]
@@ -98,16 +99,16 @@ def summed(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
     from lora_core.dials import Interrupted, interruptible, losses_together
 
     run = lab.run(body.get("run"))
-    other = compare.other_run(lab, run, body.get("other"))
+    other = other_run(lab, run, body.get("other"))
     if run.id == other.id:
         raise UserError("choose two adapters: one by itself has no sum")
     page, seq = f"sum-{str(body.get('page', ''))[:40]}", body.get("seq", 0)
     seq = seq if isinstance(seq, int) else 0
     compare.TICKETS.take(page, seq)
-    sides = [compare.Side(), compare.Side(run=run), compare.Side(run=other), compare.Side(run=run, plus=other)]
+    sides = [Side(), Side(run=run), Side(run=other), Side(run=run, plus=other)]
     tasks = []
     with lab.session.model(run.request.model) as loaded:
-        names = compare.attached(lab, loaded, sides)
+        names = attached(lab, loaded, sides)
         with interruptible(loaded.model, names, lambda: compare.TICKETS.stale(page, seq)):
             try:
                 for each in (run, other):

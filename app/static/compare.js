@@ -2,12 +2,13 @@
  * how much of ΔW, which matrices, which words, and beside others. The dials belong to all of them. */
 import {Away, Refused, address, asked, fmt, get, h, on, state} from "./core.js";
 import {cutView} from "./cut.js";
+import {makeDial} from "./dial.js";
 import {changed} from "./diff.js";
 import {knockView} from "./knock.js";
 import {sidesView} from "./sides.js";
 import {wordsView} from "./speaks.js";
 
-export const PAGE = Math.random().toString(36).slice(2);
+const PAGE = Math.random().toString(36).slice(2);
 const WAYS = [["cut", "How much of ΔW"], ["matrices", "Which matrices"], ["words", "Which words"], ["sides", "Side by side"]];
 
 export function compare(root, {send}) {
@@ -24,39 +25,15 @@ export function compare(root, {send}) {
   root.append(h("div", {class: "ll-row cp-top"}, h("label", {id: "prompt", class: "cp-hold"}, prompt), pick, go), reference, fault, panes, below);
 
   let info = null, dials = null, held = null, shown = null, before = null, mark = "base", seq = 0, timer = 0, poll = 0, way = "cut";
-  const measured = new Map();                                   // settings off the dials' ticks -> {loss, rows, of}
-  const dial = {by: "k", at: null, strength: 1, off: new Set()};      // at null: the last tick, all of ΔW
   const examples = () => info?.examples ?? [];
 
   /* ---- where the dials stand */
-  const ticks = (by = dial.by) => dials?.ticks[by] ?? [];
-  const at = (by = dial.by) => Math.min(dial.at ?? Infinity, ticks(by).length - 1);
-  const full = () => at() === ticks().length - 1;
-  const whole = () => !dials || full() && dial.strength === 1 && !dial.off.size;
-  const nothing = () => Boolean(dials) && (dial.strength === 0 || ticks()[at()]?.most === 0 || dial.off.size >= dials.matrices);
-  const setting = () => whole() ? null : {by: dial.by, at: full() ? null : at(), strength: dial.strength, off: [...dial.off].sort()};
-  const key = () => JSON.stringify(setting());
-  function said() {
-    const t = ticks()[at()], parts = [];
-    if (t && !full()) parts.push(dial.by === "k" ? `${t.x} of ${dials.rank} directions` : dial.by === "mb" ? `the best ${(t.bytes / 1e6).toFixed(2)} MB` : `${fmt.pct(t.x)} of each matrix's energy`);
-    if (dial.off.size) parts.push(`${dials.matrices - dial.off.size} of ${dials.matrices} matrices`);
-    if (dial.strength !== 1) parts.push(`ΔW × ${dial.strength}`.replace("-", "−"));
-    return parts.join(", ");
-  }
-  /* The held-out loss of what is on the dials: off a curve that is measured, or measured for itself. */
-  function lossNow() {
-    if (!info?.loss && !held) return null;
-    const of = held?.of, tick = (name, i) => held?.families[name] && {loss: held.families[name].loss[i], rows: held.families[name].rows, of};
-    if (nothing()) return info.loss ? {loss: info.loss.base} : tick("k", 0);
-    if (whole()) return info.loss ? {loss: info.loss.adapted} : null;
-    if (dial.strength === 1 && !dial.off.size) return tick(dial.by, at());
-    if (full() && !dial.off.size && dials.strengths.includes(dial.strength)) return tick("strength", dials.strengths.indexOf(dial.strength));
-    return measured.get(key()) ?? null;
-  }
+  const stand = makeDial({get info() { return info; }, get dials() { return dials; }, get held() { return held; }});
+  const {dial, measured, at, full, whole, nothing, setting, said, lossNow} = stand, key = () => JSON.stringify(setting());
   function turn(change, soon = 150) {
     Object.assign(dial, change);
     paintDials();
-    address({cut: full() ? null : `${dial.by}.${at()}`, strength: dial.strength === 1 ? null : dial.strength, way: way === "cut" ? null : way});
+    address({cut: full() ? null : `${dial.by}.${at()}`, strength: dial.strength === 1 ? null : dial.strength, off: [...dial.off].map((m) => m.replace("layers.", "")).join("_"), way: way === "cut" ? null : way});
     clearTimeout(timer);
     timer = setTimeout(ask, soon);
   }
@@ -65,10 +42,10 @@ export function compare(root, {send}) {
     losses();
     heading();
   }
-  const ctx = {dial, ticks, at, full, whole, nothing, setting, said, turn, lossNow, measured, page: PAGE,
+  const ctx = {...stand, turn, page: PAGE,
     get info() { return info; }, get dials() { return dials; }, get held() { return held; }, get shown() { return shown; }, get prompt() { return prompt.value; },
-    wake: () => follow(), fault: (text) => { fault.textContent = text; }, lossOf: (s) => measured.get(JSON.stringify(s)), reference: () => examples()[+pick.value]?.reference};
-  const views = {cut: cutView(ctx), matrices: knockView(ctx), words: wordsView(ctx), sides: sidesView(ctx, () => ask())};
+    wake: () => follow(), reference: () => examples()[+pick.value]?.reference};
+  const views = {cut: cutView(ctx), matrices: knockView(ctx), words: wordsView(ctx), sides: sidesView(ctx)};
   const bodies = WAYS.map(([id]) => h("div", {class: `cp-body cp-${id}`, "data-way": id, hidden: id !== way}, views[id].nodes));
   below.append(...bodies);
   ways.append(...WAYS.map(([id, text]) => h("button", {type: "button", "data-way": id, "aria-pressed": id === way, onclick: () => look(id)}, text)));
@@ -80,6 +57,7 @@ export function compare(root, {send}) {
     panes.hidden = id === "sides";
     views[id].look?.();
     paint();
+    if (id !== "sides") first();
   }
 
   /* ---- the run that is compared */
@@ -88,9 +66,7 @@ export function compare(root, {send}) {
     const mine = ++opening, run = state.run;
     clearTimeout(poll);
     dials = held = null;
-    measured.clear();
-    Object.assign(dial, {by: "k", at: null, strength: 1});
-    dial.off.clear();
+    stand.reset();
     if (run == null) { info = null; return blank("After a run, the texts of the base and of the adapted model will stand here side by side."); }
     try { info = await get("compare", {run}); } catch (error) {
       if (error instanceof Away) return;
@@ -104,8 +80,9 @@ export function compare(root, {send}) {
     fault.textContent = "";
     if (examples().length) choose(0); else pick.value = "own";
     paint();
+    if (!asked("cut") && !asked("strength") && !asked("off") && asked("way") !== "sides") first();
     if (info.ready) await openDials(mine, run);
-    first();
+    if (mine === opening) first();
   }
   async function openDials(mine, run) {
     try { dials = await get("dials", {run}); } catch (error) {
@@ -116,6 +93,8 @@ export function compare(root, {send}) {
     if (mine !== opening) return;
     const [by, i] = (asked("cut") ?? "").split("."), t = Number(asked("strength"));
     if (dials.ticks[by] && dials.ticks[by][+i]) Object.assign(dial, {by, at: +i});
+    const off = (asked("off") ?? "").split("_").filter((m) => dials.norms[m.split(".")[1]]?.[+m.split(".")[0]] != null);
+    if (!dials.dora) off.forEach((m) => dial.off.add(`layers.${m}`));
     if (asked("strength") && dials.strengths.includes(t)) dial.strength = t;
     for (const v of Object.values(views)) v.open?.();
     if (WAYS.some(([id]) => id === asked("way"))) look(asked("way"));
@@ -137,7 +116,7 @@ export function compare(root, {send}) {
     poll = setTimeout(follow, document.hidden ? 5000 : 1000);
   }
   /* The first look at a run: its texts are written unasked, unless a training needs the machine. */
-  function first() { if (state.tab === "compare" && info?.ready && (!shown || shown.recorded && !whole()) && !state.view?.live && prompt.value) ask(); }
+  function first() { if (state.tab === "compare" && info?.ready && (way === "sides" ? views.sides.fresh() : !shown || shown.recorded && !whole()) && !state.view?.live && prompt.value) ask(); }
   function blank(text) {
     shown = null;
     fault.textContent = "";
@@ -174,6 +153,7 @@ export function compare(root, {send}) {
     if (way === "sides") {
       const sides = views.sides.asked();
       if (sides.length) send({run: state.run, prompt: prompt.value, sides, measure: true, page: PAGE, seq}, "submit");
+      paint();
       return;
     }
     before = shown?.done ? shown : before;
@@ -190,7 +170,7 @@ export function compare(root, {send}) {
     head.textContent = !info ? "adapted" : shown?.nothing ? "adapted, nothing of ΔW left: the base again" : `adapted by ${info.name}${now ? `, ${now}` : ""}`;
   }
   function paint() {
-    const busy = Boolean(shown && !shown.done), ready = Boolean(info?.ready);
+    const busy = Boolean(shown && !shown.done) || way === "sides" && views.sides.busy(), ready = Boolean(info?.ready);
     below.hidden = !ready;
     go.disabled = busy || !ready;
     go.textContent = way === "sides" ? "Write them" : shown?.seconds ? `Write both (≈ ${fmt.time(shown.seconds)})` : "Write both";
@@ -233,6 +213,7 @@ export function compare(root, {send}) {
     if (!v || v.seq !== seq || v.run !== state.run) return;                 // an answer to an older question
     if (v.sides) {
       if (v.error) { fault.textContent = v.error; views.sides.failed(); } else views.sides.update(v);
+      paint();
       return;
     }
     if (v.error) { fault.textContent = v.error; shown = before; paint(); return; }

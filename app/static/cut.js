@@ -1,6 +1,7 @@
 /* How much of ΔW: the rank dial in its three ways (k, energy, megabytes) and the strength dial, with the held-out loss
  * along them; and saving what stands there as an adapter of its own. */
 import {Away, Refused, fmt, get, h, post, state} from "./core.js";
+import {mark} from "./help.js";
 import {draw, exports} from "./plot.js";
 import {openRun} from "./run.js";
 
@@ -10,11 +11,11 @@ const mb = (bytes) => `${(bytes / 1e6).toFixed(2)} MB`;
 export function cutView(ctx) {
   const rows = Object.fromEntries(DIALS.map(([by, text, about]) => {
     const input = h("input", {type: "range", min: 0, step: 1, id: `cp-${by}`, "aria-describedby": `cp-${by}-about`, oninput: () => ctx.turn({by, at: +input.value === +input.max ? null : +input.value})});
-    const out = h("output", {for: `cp-${by}`}), node = h("div", {class: "ct-row"}, h("label", {for: `cp-${by}`, title: about}, text), input, out, h("span", {class: "ll-hidden", id: `cp-${by}-about`}, about));
+    const out = h("output", {for: `cp-${by}`}), node = h("div", {class: "ct-row"}, h("label", {for: `cp-${by}`, title: about}, text), mark(`cut_${by}`, text), input, out, h("span", {class: "ll-hidden", id: `cp-${by}-about`}, about));
     return [by, {input, out, node}];
   }));
   const strength = h("input", {type: "range", min: 0, step: 1, id: "cp-strength", oninput: () => ctx.turn({strength: ctx.dials.strengths[+strength.value]})});
-  const times = h("output", {for: "cp-strength"}), strengthRow = h("div", {class: "ct-row"}, h("label", {for: "cp-strength", title: "ΔW is multiplied by this; 0 is the base model"}, "strength of ΔW"), strength, times);
+  const times = h("output", {for: "cp-strength"}), strengthRow = h("div", {class: "ct-row"}, h("label", {for: "cp-strength", title: "ΔW is multiplied by this; 0 is the base model"}, "strength of ΔW"), mark("strength", "the strength of ΔW"), strength, times);
   const save = h("button", {class: "ll-button small", type: "button", id: "cp-save", onclick: keep}, "Save this cut"), saved = h("p", {class: "ll-note ct-saved", role: "status"});
   const all = h("button", {class: "ll-link", type: "button", onclick: () => ctx.turn({at: null, strength: 1, off: new Set()}, 0)}, "all of ΔW again");
   const plot = h("div", {class: "ct-plot", id: "cut-plot", role: "img"}), title = h("h2", {class: "ll-h"}), say = h("p", {class: "ct-say"}), note = h("span", {class: "ll-note ct-note"});
@@ -81,6 +82,7 @@ export function cutView(ctx) {
     const rows = held?.families[onStrength() ? "strength" : dial.by]?.rows;
     title.textContent = onStrength() && held?.figures.strength ? "Held-out loss over the strength of ΔW" : "Held-out loss over the rank, and the energy";
     note.textContent = !held ? "" : held.says && rows !== held.of ? `${held.says}${rows ? `, ${rows} of ${held.of} rows` : ""}` : held.of ? `${held.of} held-out rows` : "";
+    plot.hidden = !f;
     if (!f) return;
     const now = ctx.lossNow(), t = ctx.ticks()[ctx.at()], onIt = f === held.figures.strength, x = onIt ? dial.strength : t.mean;
     const line = {type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: {color: "#0f172a", width: 1.5, dash: "dot"}};
@@ -106,6 +108,6 @@ export function cutView(ctx) {
     paint();
   }
   return {nodes: [left, right], paint, curve, look: curve,
-    open() { saved.replaceChildren(); plot.replaceChildren(); delete plot.dataset.drawn; },
+    open() { saved.replaceChildren(); plot.hidden = true; },
     unable(text) { say.textContent = text; }};
 }

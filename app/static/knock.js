@@ -2,6 +2,7 @@
  * act. And the fifth of them that holds most of the gain. */
 import {fmt, h} from "./core.js";
 import {cellmap, warmth} from "./cellmap.js";
+import {mark} from "./help.js";
 
 export function knockView(ctx) {
   const box = h("div", {class: "kn-map"}), say = h("p", {class: "ct-say", role: "status"}), how = h("p", {class: "ll-note"});
@@ -9,7 +10,7 @@ export function knockView(ctx) {
     h("button", {type: "button", "data-mode": id, "aria-pressed": id === "but", onclick: () => { mode = id; push(); }}, text)));
   const allOn = h("button", {class: "ll-button small", type: "button", onclick: () => { these.clear(); mode = "but"; found = false; push(0); }}, "all on");
   const find = h("button", {class: "ll-button small", type: "button", id: "kn-find", onclick: seek}, "");
-  const side = h("div", {class: "kn-side"}, h("div", {class: "kn-acts"}, modes, allOn), h("p", {class: "ll-note"}, "Click a matrix, a name or a layer number to switch its ΔW."), find, say, how);
+  const side = h("div", {class: "kn-side"}, h("div", {class: "kn-acts"}, modes, allOn, mark("knock", "switching off")), h("p", {class: "ll-note"}, "Click a matrix, a name or a layer number to switch its ΔW."), find, say, how);
   const these = new Set();
   let mode = "but", map = null, known = [], wanted = false, found = false, ticks = [];
 
@@ -28,6 +29,7 @@ export function knockView(ctx) {
     const norms = ctx.dials.norms, names = Object.keys(norms), layers = norms[names[0]]?.length ?? 0;
     known = names.flatMap((t) => norms[t].map((v, l) => v == null ? null : `layers.${l}.${t}`)).filter(Boolean);
     these.clear();
+    ctx.dial.off.forEach((m) => these.add(m));                     // as the address has it
     mode = "but";
     wanted = found = false;
     map = cellmap(names, layers, {label: "Matrices that are adapted; a click switches one", onPick: (m) => known.includes(m) && flip([m]), onMove: () => {}, height: names.length > 4 ? 22 : 34});

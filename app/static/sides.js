@@ -5,9 +5,9 @@ import {mergeView} from "./merge.js";
 
 const MOST = 4;
 
-export function sidesView(ctx, write) {
+export function sidesView(ctx) {
   const chips = h("div", {class: "sd-chips", role: "group", "aria-label": "What stands side by side; up to four"}), columns = h("div", {class: "sd-columns"});
-  const go = h("button", {class: "ll-button small go", type: "button", id: "sides-write", onclick: () => write()}, "Write them"), note = h("p", {class: "ll-note", role: "status"});
+  const note = h("p", {class: "ll-note", role: "status"});
   const pair = mergeView(ctx, () => toggle({id: "sum", run: two()[0], plus: two()[1]}));
   let list = [], chosen = [], loaded = null, shown = null;
 
@@ -50,24 +50,23 @@ export function sidesView(ctx, write) {
   function paint() {
     const asked = shown?.keys ?? [];
     chips.replaceChildren(h("span", {class: "ll-muted"}, "up to four:"), ...offers().map((s) => { const is = chosen.some((c) => key(c) === key(s));
-      return h("button", {class: "sd-chip", type: "button", title: s.about, "aria-pressed": is, disabled: !is && chosen.length >= MOST, onclick: () => toggle(s)}, name(s)); }), go);
-    go.disabled = !chosen.length || Boolean(shown && !shown.done);
+      return h("button", {class: "sd-chip", type: "button", title: s.about, "aria-pressed": is, disabled: !is && chosen.length >= MOST, onclick: () => toggle(s)}, name(s)); }));
     columns.style.setProperty("--n", Math.max(1, chosen.length));
     const plain = shown?.texts?.[asked.indexOf(key({run: null}))] ?? "";
     columns.replaceChildren(...chosen.map((s) => {
       const i = asked.indexOf(key(s)), text = i < 0 ? null : shown.texts?.[i] ?? "", loss = i < 0 ? null : shown.losses?.[i], base = s.run == null;
       const body = text == null ? h("span", {class: "ll-note"}, "not written yet") : base || !text ? text || (shown.done ? "(it wrote nothing)" : "") : changed(plain, text).runs.map(([w, is]) => is && plain ? h("ins", {}, w) : w);
-      return h("section", {class: "sd-column", "aria-label": name(s)}, h("h3", {class: `ll-h ${base ? "ll-base" : "ll-warm"}`}, name(s)), h("p", {class: `cp-text${shown && !shown.done && i >= 0 ? " busy" : ""}`}, body),
+      return h("section", {class: "sd-column", "aria-label": name(s)}, h("h2", {class: `ll-h ${base ? "ll-base" : "ll-warm"}`}, name(s)), h("p", {class: `cp-text${shown && !shown.done && i >= 0 ? " busy" : ""}`}, body),
         h("p", {class: "sd-loss"}, loss == null ? "" : [h("span", {class: "ll-muted"}, "held-out loss "), h("b", {class: base ? "ll-base" : "ll-warm"}, loss.toFixed(2))]));
     }));
-    note.textContent = !shown ? "All are written in one batch, from the prompt above." : shown.losses ? `Losses on ${shown.rows} of ${shown.of} held-out rows of ${ctx.info.data}${best()}` : shown.done ? "Measuring the losses…" : "";
+    note.textContent = !shown ? "All are written in one batch, from the prompt above; the button is beside it." : shown.losses ? `Losses on ${shown.rows} of ${shown.of} held-out rows of ${ctx.info.data}${best()}` : shown.done ? "Measuring the losses…" : "";
     pair.paint(two());
   }
   function best() {
     const all = shown.keys.map((k, i) => [shown.losses[i], chosen.find((c) => key(c) === k)]).filter(([, c]) => c).sort((a, b) => a[0] - b[0]);
     return all.length > 1 && shown.rows === shown.of ? `: the least has ${name(all[0][1])}, ${all[0][0].toFixed(2)}.` : ".";
   }
-  return {nodes: [chips, columns, note, ...pair.nodes], open, paint() { if (loaded === state.run) paint(); }, look: paint,
+  return {fresh: () => !shown, busy: () => Boolean(shown && !shown.done), nodes: [chips, columns, note, ...pair.nodes], open, paint() { if (loaded === state.run) paint(); }, look: paint,
     asked: () => { shown = {keys: chosen.map(key), texts: [], done: false}; paint(); return chosen.map(({run, setting, plus}) => ({run, setting: setting ?? null, plus: plus ?? null})); },
     update(v) { shown = {...shown, ...v}; paint(); }, failed() { shown = null; paint(); }};
 }

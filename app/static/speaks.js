@@ -1,5 +1,6 @@
 /* Which words: where the adapter speaks, in what it wrote, in the held-out answer, or in a text of one's own. */
 import {Away, Refused, h, post, state} from "./core.js";
+import {mark} from "./help.js";
 import {tokenStrip} from "./tokens.js";
 
 export function wordsView(ctx) {
@@ -67,6 +68,6 @@ export function wordsView(ctx) {
     const up = tokens.filter((t) => t.d > 0.1).length, down = tokens.filter((t) => t.d < -0.1).length, first = tokens.filter((t) => t.base[0]?.[0] !== t.adapted[0]?.[0]).length;
     return `${up} of ${n} tokens became likelier, ${down} less likely; at ${first} places the most probable token is another one.`;
   }
-  return {nodes: [h("div", {class: "wd-row"}, which, measure, note), own, ...strip.nodes.slice(0, 1), say, strip.nodes[1]], show, paint() { if (what !== "written") show(); }, look: show,
+  return {nodes: [h("div", {class: "wd-row"}, which, measure, mark("kl", "KL"), note), own, ...strip.nodes.slice(0, 1), say, strip.nodes[1]], show, paint() { if (what !== "written") show(); }, look: show,
     open() { asked = null; }};
 }

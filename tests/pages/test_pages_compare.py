@@ -1,4 +1,7 @@
-"""Compare without a browser, from a real run of a tiny model: its dials, losses along them, words, and saving a cut."""
+"""Compare without a browser, from a real run of a tiny model: dials, losses along them, words, saving a cut.
+
+The model may be in bfloat16, whose last digits depend on the batch; the exact comparisons are the library's tests.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from app.pages import compare, cut, held
+from app.pages import compare, cut, held, spectra, train
 from app.pages.lab import Lab
 from app.pages.settings import STRENGTHS, cuts_of, setting_of
 from app.runs.run import Run
@@ -81,11 +84,11 @@ def test_nothing_left_is_the_base_and_everything_is_the_adapter(lab: Lab, run: R
     ):
         none = last(lab, run=run.id, setting=setting, measure=True, page="q", seq=1)
         assert none["texts"][0] == none["texts"][1] and none["tokens"] == []
-        assert none["losses"][1] == pytest.approx(run.base_loss, abs=1e-4) and none["rows"] == none["of"] == 4
+        assert none["losses"][1] == pytest.approx(run.base_loss, abs=5e-3) and none["rows"] == none["of"] == 4
     cuts = cuts_of(run)
     assert setting_of(cuts, {"by": "k", "at": 4}).whole and setting_of(cuts, None).whole
     whole = last(lab, run=run.id, setting={"by": "energy", "at": 8}, measure=True, page="q", seq=1)
-    assert whole["losses"] == pytest.approx([run.base_loss, run.loss], abs=1e-4)
+    assert whole["losses"] == pytest.approx([run.base_loss, run.loss], abs=5e-3)
 
 
 def test_a_setting_is_what_merging_it_by_hand_gives(lab: Lab, run: Run) -> None:
@@ -112,7 +115,7 @@ def test_a_setting_is_what_merging_it_by_hand_gives(lab: Lab, run: Run) -> None:
         for key, W in kept.items():
             loaded.model.get_submodule(a.sites[key].path).weight.copy_(W)
         labelled = sum(objective.batch([e]).labelled for e in items)
-    assert found == pytest.approx(want / labelled, rel=1e-5)
+    assert found == pytest.approx(want / labelled, rel=1e-3)
 
 
 def test_doras_magnitudes_stay_and_do_not_scale(lab: Lab, run: Run, tmp_path: Path) -> None:
@@ -166,19 +169,33 @@ def test_the_losses_along_the_dials_are_measured_kept_and_those_of_one_alone(lab
             held.measure(lab, h, loaded)
     assert h.complete and set(h.families) == {"k", "mb", "energy", "strength"}
     by_k = h.families["k"].values()
-    assert by_k is not None and by_k[0] == pytest.approx(run.base_loss, abs=1e-4)
-    assert by_k[-1] == pytest.approx(run.loss, abs=1e-4)
+    assert by_k is not None and by_k[0] == pytest.approx(run.base_loss, abs=5e-3)
+    assert by_k[-1] == pytest.approx(run.loss, abs=5e-3)
     alone = last(lab, run=run.id, setting={"by": "mb", "at": 2}, measure=True, page="l", seq=1)["losses"][1]
     seen = h.families["mb"].values()
-    assert seen is not None and seen[2] == pytest.approx(alone, rel=1e-5)
+    assert seen is not None and seen[2] == pytest.approx(alone, rel=1e-3)
     strength = h.families["strength"].values()
-    assert strength is not None and strength[STRENGTHS.index(0)] == pytest.approx(by_k[0], rel=1e-6)
+    assert strength is not None and strength[STRENGTHS.index(0)] == pytest.approx(by_k[0], rel=1e-3)
     assert h.holders and len(h.holders["keys"]) == 1 and h.holders["keys"][0] in cuts_of(run).addresses().values()
     again = held.load(run, cuts_of(run))  # as a server that starts anew
     assert again.complete and again.families["k"].values() == by_k and again.holders == h.holders
     answer = held.curve(lab, {"run": str(run.id)})
     assert answer["done"] and answer["families"]["k"]["loss"] == pytest.approx(by_k)
     assert set(answer["figures"]) == {"cut", "strength"}
+
+
+def test_what_cannot_be_measured_is_said_once(lab: Lab, run: Run) -> None:
+    from dataclasses import replace
+
+    bench, h = held.Bench(lab), held.load(replace(run, result={"objective": "preference"}), cuts_of(run))
+    with lab.session.model(run.request.model):
+        pass
+    h.of, h.asked = 0, 1e18
+    for family in h.families.values():
+        family.rows = 0
+    bench.held["x"] = h
+    bench._work()
+    assert h.failed and h.complete and "did not learn to write" in h.says
 
 
 def test_measuring_gives_way_to_whoever_wants_the_model(lab: Lab, run: Run) -> None:
@@ -219,9 +236,9 @@ def test_a_saved_cut_is_a_run_that_gives_what_was_shown(page: TestClient, lab: L
 
     setting = {"by": "k", "at": 2, "strength": 0.75, "off": ["layers.0.q"]}
     r = cut.save(lab, {"run": run.id, "setting": setting})
-    assert r["saved"] == pytest.approx(r["shown"], abs=1e-5) and r["bytes"] < r["before_bytes"] and r["rounding"] < 1e-6
+    assert r["saved"] == pytest.approx(r["shown"], abs=1e-3) and r["bytes"] < r["before_bytes"] and r["rounding"] < 1e-6
     shown = last(lab, run=run.id, setting=setting, measure=True, page="s", seq=1)["losses"][1]
-    assert r["saved"] == pytest.approx(shown, rel=1e-5)
+    assert r["saved"] == pytest.approx(shown, rel=1e-3)
     new = lab.store.get(r["run"])
     assert (
         new.status == "done" and new.request.title == f"run {run.id}, 2 of 4 directions, 3 of 4 matrices, strength 0.75"
@@ -238,6 +255,8 @@ def test_a_saved_cut_is_a_run_that_gives_what_was_shown(page: TestClient, lab: L
         assert {"adapter_config.json", "adapter_model.safetensors"} <= names
         assert z.read(f"run-{new.id}-adapter/adapter_model.safetensors") == (
             new.adapter / "adapter_model.safetensors").read_bytes()  # fmt: skip
+    asked = {"run": str(new.id)}
+    assert train.view(lab, asked)["status"] == "done" and spectra.heat(lab, asked)["measures"]
     before = len(lab.store.list())
     with pytest.raises(UserError, match="the base model"):
         cut.save(lab, {"run": run.id, "setting": {"strength": 0}})
@@ -264,9 +283,9 @@ def test_runs_cuts_and_sums_side_by_side_are_those_alone(lab: Lab, run: Run, oth
     found = last(lab, run=run.id, sides=sides, measure=True, page="sides", seq=1)
     assert len(found["texts"]) == len(found["losses"]) == 5 and found["done"] and found["tokens"] == []
     for i in (0, 1):
-        assert found["losses"][i] == pytest.approx((run.base_loss, run.loss)[i], abs=1e-4)
+        assert found["losses"][i] == pytest.approx((run.base_loss, run.loss)[i], abs=5e-3)
     alone = last(lab, run=run.id, setting=half, measure=True, page="sides", seq=2)
-    assert found["losses"][2] == pytest.approx(alone["losses"][1], rel=1e-5)
+    assert found["losses"][2] == pytest.approx(alone["losses"][1], rel=1e-3)
     assert found["texts"][2] == alone["texts"][1] and found["texts"][0] == alone["texts"][0]
     with lab.session.model(run.request.model) as loaded, torch.no_grad():  # both on at once are their sum
         objective, items = held.encoded(lab, run, loaded)
@@ -277,7 +296,7 @@ def test_runs_cuts_and_sums_side_by_side_are_those_alone(lab: Lab, run: Run, oth
         for name in both:
             lc.get_adapter(loaded.model, name).enable(False)
         labelled = sum(objective.batch([e]).labelled for e in items)
-    assert found["losses"][4] == pytest.approx(want / labelled, rel=1e-4)
+    assert found["losses"][4] == pytest.approx(want / labelled, rel=1e-3)
     twice = last(lab, run=run.id, sides=[{"run": run.id, "plus": run.id}], page="sides", seq=3)
     assert "strength to 2" in twice["error"]
 
@@ -295,9 +314,9 @@ def test_a_pair_and_its_sum_on_both_tasks(page: TestClient, lab: Lab, run: Run, 
     assert [len(t["y"]) for t in fit["figures"]["similarity"]["data"]] == [2]
     summed = say(page, "sum", run=run.id, other=other.id, page="x", seq=1)
     assert [t["data"] for t in summed["tasks"]] == ["sentiment", "pirate"] and "Added up" in summed["say"]
-    assert summed["tasks"][0]["losses"][:2] == pytest.approx([run.base_loss, run.loss], abs=1e-4)
-    assert summed["tasks"][1]["losses"][0] == pytest.approx(other.base_loss, abs=1e-4)
-    assert summed["tasks"][1]["losses"][2] == pytest.approx(other.loss, abs=1e-4)
+    assert summed["tasks"][0]["losses"][:2] == pytest.approx([run.base_loss, run.loss], abs=5e-3)
+    assert summed["tasks"][1]["losses"][0] == pytest.approx(other.base_loss, abs=5e-3)
+    assert summed["tasks"][1]["losses"][2] == pytest.approx(other.loss, abs=5e-3)
     assert "choose two" in say(page, "sum", run=run.id, other=run.id, page="x", seq=2)["error"]
     compare.TICKETS.take("sum-x", 9)
     assert say(page, "sum", run=run.id, other=other.id, page="x", seq=3) == {"stale": True}
