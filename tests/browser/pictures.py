@@ -16,7 +16,7 @@ from tests.browser.conftest import SLOW, WIDE, Server, own_home, ready, written
 from tests.browser_path import browser_path
 
 WAIT_FOR = {"play&p=first&t=44": "#panel-play[data-ready=true]", "adapt": "#targets svg",
-            "train": "#loss-plot .main-svg", "compare": ".cp-tok",
+            "train": "#loss-plot .main-svg", "compare": "#cut-plot .main-svg",
             "spectra": "#spectrum-plot .main-svg"}  # fmt: skip
 
 
