@@ -80,9 +80,18 @@ export function compare(root, {send}) {
     fault.textContent = "";
     if (examples().length) choose(0); else pick.value = "own";
     paint();
-    if (!asked("cut") && !asked("strength") && !asked("off") && asked("way") !== "sides") first();
+    if (way !== "sides" && !(linked && (asked("way") === "sides" || ["cut", "strength", "off"].some((n) => asked(n))))) first();
     if (info.ready) await openDials(mine, run);
     if (mine === opening) first();
+  }
+  /* What the address has, for the run that it was made with; another run begins with all of its ΔW. */
+  let linked = true;
+  function restore() {
+    const [by, i] = (asked("cut") ?? "").split("."), t = Number(asked("strength"));
+    if (dials.ticks[by] && dials.ticks[by][+i]) Object.assign(dial, {by, at: +i});
+    const off = (asked("off") ?? "").split("_").filter((m) => dials.norms[m.split(".")[1]]?.[+m.split(".")[0]] != null);
+    if (!dials.dora) off.forEach((m) => dial.off.add(`layers.${m}`));
+    if (asked("strength") && dials.strengths.includes(t)) dial.strength = t;
   }
   async function openDials(mine, run) {
     try { dials = await get("dials", {run}); } catch (error) {
@@ -91,11 +100,8 @@ export function compare(root, {send}) {
       return;
     }
     if (mine !== opening) return;
-    const [by, i] = (asked("cut") ?? "").split("."), t = Number(asked("strength"));
-    if (dials.ticks[by] && dials.ticks[by][+i]) Object.assign(dial, {by, at: +i});
-    const off = (asked("off") ?? "").split("_").filter((m) => dials.norms[m.split(".")[1]]?.[+m.split(".")[0]] != null);
-    if (!dials.dora) off.forEach((m) => dial.off.add(`layers.${m}`));
-    if (asked("strength") && dials.strengths.includes(t)) dial.strength = t;
+    if (linked) restore(); else address({cut: null, strength: null, off: null});
+    linked = false;
     for (const v of Object.values(views)) v.open?.();
     if (WAYS.some(([id]) => id === asked("way"))) look(asked("way"));
     paintDials();
@@ -151,11 +157,13 @@ export function compare(root, {send}) {
     const mine = ++seq, was = shown;
     fault.textContent = "";
     if (way === "sides") {
+      if (shown && !shown.done) shown = null;                                   // it is given up for these
       const sides = views.sides.asked();
       if (sides.length) send({run: state.run, prompt: prompt.value, sides, measure: true, page: PAGE, seq}, "submit");
       paint();
       return;
     }
+    if (views.sides.busy()) views.sides.failed();
     before = shown?.done ? shown : before;
     shown = {texts: ["", ""], tokens: null, said: said(), key: key(), nothing: nothing(), done: false, asked: performance.now()};
     paint();
