@@ -27,7 +27,9 @@ def inside(read: Sequence[float], write: Sequence[float], sides: tuple[int, int]
                "name": name, "line": {"color": EDGE, "width": 1.5, "dash": "dot"},
                "hovertemplate": "random directions<br>W0's first %{x}: %{y:.0f} %<extra></extra>"}
               for side, name in dict(zip(sides, ("random", "random, written"))).items()]  # fmt: skip
-    third, two = at[len(at) // 3], at[2 * len(at) // 3]
+    mid = at[len(at) // 2]
+    ys = [100 * phi[min(mid, len(phi)) - 1] for phi in (read, write)]
+    up = 1 if ys[0] > ys[1] else -1  # each name on its line's own side
     return {
         "data": [*chance, line(write, "what it writes", BASE, "dash"), line(read, "what it reads", WARM_FILL, "solid")],
         "layout": {
@@ -35,10 +37,10 @@ def inside(read: Sequence[float], write: Sequence[float], sides: tuple[int, int]
             "uirevision": "inside",
             "margin": {"l": 60, "r": 12, "t": 8, "b": 44},
             "xaxis": {"title": {"text": f"W0's strongest directions (of {n})"}, "range": [0, n]},
-            "yaxis": {"title": {"text": "of ΔW's inside (%)"}, "range": [0, 104], "dtick": 25},
+            "yaxis": {"title": {"text": "ΔW's inside (%)"}, "range": [0, 104], "dtick": 50},
             "annotations": [
-                label(third, 100 * read[min(third, len(read)) - 1], "<b>reads</b>", color=WARM, yshift=12),
-                label(two, 100 * write[min(two, len(write)) - 1], "<b>writes</b>", color=BASE, yshift=-14),
+                label(mid, ys[0], "<b>reads</b>", color=WARM, yshift=15 * up, xshift=-24 * up),
+                label(mid, ys[1], "<b>writes</b>", color=BASE, yshift=-15 * up, xshift=24 * up),
                 label(n, 100 * min(1.0, n / max(sides)), "random", xanchor="right", yshift=-22, size=14),
             ],
         },

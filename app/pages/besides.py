@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from lora_core.home import home, read_json, write_json
 
 MEASURES = {"amplification": "amplification", "overlap": "overlap with W0"}
 MOST_FILES = 200
+PAUSE_S = 0.02  # between two matrices: a click is answered in between
 logger = logging.getLogger("lora_lab.page")
 
 
@@ -95,6 +97,7 @@ def work(job: Job, s: Source, base: Any) -> None:
             b = beside(*svd(site.B, site.A, site.scaling), W0, base.sigma(site, W0))
             found[key] = {"amplification": b.amplification, "overlap": b.overlap, "random": b.random / (b.top or 1.0)}
             job.found = dict(found)
+            time.sleep(PAUSE_S)
         with suppress(OSError, UserError):
             file = file_of(s.stamp)
             file.parent.mkdir(exist_ok=True)

@@ -49,6 +49,8 @@ class Sets:
             raise UserError(f"{clean} is no part of an adapter; those are .safetensors and .json, or a .zip of both")
         folder = self._folder(set_id) if set_id else self._new()
         fresh = not set_id
+        if (folder / "files" / clean).exists():
+            raise UserError(f"{clean} is there twice; an adapter has one file of a name")
         try:
             room = min(MOST_BYTES - self._size(folder), MOST_TOTAL - self._size(self.root))
             if len(list((folder / "files").iterdir())) >= MOST_FILES:

@@ -78,6 +78,10 @@ class Looked:
         """One matrix with its factors."""
         return self.sites[key]
 
+    def base_sigma(self, key: str, base: BaseFiles) -> np.ndarray:
+        """The singular values of W0."""
+        return base.sigma(self.sites[key])
+
     def null(self, s: Spectrum) -> np.ndarray:
         """The singular values of a random update of the same shape, rank and norm."""
         from lora_core.spectra import same_norm_random
@@ -122,6 +126,12 @@ class Dense(Looked):
             D = D.T
         U, sigma, Vt = np.linalg.svd(D, full_matrices=False)
         return replace(site, B=U[:, :DENSE] * sigma[:DENSE], A=Vt[:DENSE])
+
+    def base_sigma(self, key: str, base: BaseFiles) -> np.ndarray:
+        """The singular values of W0."""
+        from lora_core.difference import singular_values
+
+        return singular_values(self.difference.base.read(self.difference.pairs[key][1]).astype(np.float64))
 
     def null(self, s: Spectrum) -> np.ndarray:
         """The singular values of one Gaussian matrix of the same norm."""

@@ -119,6 +119,7 @@ def shown(s: Source, key: str, x: Spectrum, *, base: Any = (), other: dict[str, 
         "word": s.looked.words[key],
         "facts": [["‖ΔW‖", words.short(x.norm)], ["σ₁", words.short(sigma[0] if sigma else 0.0)],
                   ["effective rank", f"{x.stable_rank:.1f} of {x.rank}"]],
+        "rankSay": f"{x.stable_rank:.1f} directions as strong as the first would have this norm" if x.norm else "",
         "more": words_spectra.more(x, next(m for m in s.looked.audit.matrices if m.path == key)),
         "rows": [head, *([i, *values] for i, values in enumerate(zip(*columns), 1))],
     }  # fmt: skip

@@ -26,6 +26,9 @@ GLOSSARY = (
     ("singular values σ", "how strongly ΔW acts along each of its directions, largest first (section 7)"),
     ("energy", "the share of Σσ² that the first directions hold; Σσ² is ‖ΔW‖ squared"),
     ("effective rank", "Σσ²/σ₁², the stable rank: how many directions carry the update, counted softly"),
+    ("amplification", "‖ΔW‖/‖UᵀW0V‖: how much larger ΔW is than what W0 has along the same directions (section 7.3)"),
+    ("overlap with W0", "‖UᵀW0V‖ over the most that is possible: how far ΔW's directions are W0's strongest ones"),
+    ("φ", "how much of the span of some directions lies in that of others: 1 the same, 0 none of it (section 7.2)"),
     ("random, same norm", "a product of random B and A of the same shape, rank and ‖ΔW‖: what no learning looks like"),
     ("BLEU", "how many word sequences a text shares with what people wrote, 0 to 100"),
 )

@@ -119,8 +119,8 @@ def overlay(name: str, x: Spectrum, y: Spectrum, first: float | None) -> str:
     top, other = max(x.singular_values, default=0.0), max(y.singular_values, default=0.0)
     text = f"{name}: σ₁ = {short(other)}"
     if top > 0 and other > 0:
-        text += f", {other / top:.2g} times this one's"
-    text += f"; {plural(y.energy_90, 'direction')} {'holds' if y.energy_90 == 1 else 'hold'} 90 %"
+        text += ", as here" if abs(other / top - 1) < 0.005 else f", {other / top:.2g} times that here"
+    text += f"; {plural(y.energy_90, 'direction')} for 90 %"
     if first is not None:
-        text += f"; its first direction reads the same to φ = {short(first, 2)} (random: {short(1 / x.shape[1], 2)})"
+        text += f"; its first reads the same to φ = {short(first, 2)} (random: {short(1 / x.shape[1], 2)})"
     return text + "."

@@ -1,5 +1,5 @@
 /* The microscope: one ΔW. Its spectrum is there at once; W0's part (its spectrum behind, overlap, tokens) follows. */
-import {Away, Refused, get, h, state} from "./core.js";
+import {Away, Refused, address, asked, get, h, state} from "./core.js";
 import {draw, exports} from "./plot.js";
 
 const LENSES = [["spectrum", "Spectrum"], ["beside", "Beside W0"], ["tokens", "Tokens"]];
@@ -7,7 +7,7 @@ const LENSES = [["spectrum", "Spectrum"], ["beside", "Beside W0"], ["tokens", "T
 export function microscope() {
   const title = h("h2", {class: "ll-h"}), word = h("span", {class: "ll-badge sp-word"}), plot = h("div", {class: "sp-plot", id: "spectrum-plot"}), say = h("p", {class: "ll-say"}), overSay = h("p", {class: "ll-note sp-over"});
   const facts = h("p", {class: "ll-note sp-facts"}), rule = h("p", {class: "ll-note"}), all = h("details", {class: "sp-more"}, h("summary", {}, "all measures of its rank"), h("dl", {}));
-  const tabs = h("div", {class: "ll-tabs", role: "group", "aria-label": "What the microscope shows"}, LENSES.map(([id, text]) => h("button", {type: "button", "data-id": id, onclick: () => { lens = id; paint(); wake(); }}, text)));
+  const tabs = h("div", {class: "ll-tabs", role: "group", "aria-label": "What the microscope shows"}, LENSES.map(([id, text]) => h("button", {type: "button", "data-id": id, onclick: () => { lens = id; address({lens: id === "spectrum" ? null : id}); paint(); if (current && id === "spectrum") draw(plot, current.figure); wake(); }}, text)));
   const panes = {
     spectrum: h("div", {}, plot, say, overSay, facts, rule, all),
     beside: h("div", {class: "sp-beside"}),
@@ -17,7 +17,7 @@ export function microscope() {
   const node = h("section", {class: "ll-card sp-right", style: {"--span": 5}}, h("div", {class: "ll-head"}, title, word,
     exports("the spectrum", {name: () => `spectrum-${current?.m}`, figure: () => lens === "beside" ? current?.inside ?? current?.figure : current?.figure, rows: () => current?.rows})), tabs, Object.values(panes));
   const page = Math.random().toString(36).slice(2);
-  let current = null, lens = "spectrum", heat = null, key = {}, seq = 0, looked = new Map();
+  let current = null, lens = LENSES.some(([id]) => id === asked("lens")) ? asked("lens") : "spectrum", heat = null, key = {}, seq = 0, looked = new Map();
 
   function paint() {
     tabs.querySelectorAll("button").forEach((b) => b.setAttribute("aria-pressed", b.dataset.id === lens));
@@ -30,7 +30,7 @@ export function microscope() {
     word.title = heat.rules[current.word];
     say.textContent = current.say;
     overSay.textContent = current.overSay;
-    facts.replaceChildren(...current.facts.map(([k, v]) => h("span", {}, `${k} `, h("b", {}, v))), h("span", {}, "directions as strong as the first would make this norm"));
+    facts.replaceChildren(...current.facts.map(([k, v]) => h("span", {}, `${k} `, h("b", {}, v))), current.overSay ? "" : h("span", {}, current.rankSay));
     rule.replaceChildren(h("b", {}, current.word), `: ${heat.rules[current.word]}.`);
     all.lastChild.replaceChildren(...current.more.flatMap(([k, v, about]) => [h("dt", {}, k), h("dd", {}, h("b", {}, v), ` ${about}`)]));
     plot.setAttribute("role", "img");
@@ -67,23 +67,26 @@ export function microscope() {
   }
   const waitFor = (c) => h("p", {class: "ll-note"}, c.away ? `W0 is needed for this: ${c.away}.` : "Comparing with W0…");
 
-  /* W0's part of what is shown; asked for when the tab is in sight. */
-  async function wake() {
-    if (!current || current.table || current.away || state.tab !== "spectra") return;
-    const on = current, {m} = on;
-    let r = looked.get(m);
+  /* W0's part of the lens that is open, a moment after the spectrum: whoever clicks on does not wait for it. */
+  const has = {spectrum: (c) => c.baseSigma, beside: (c) => c.table, tokens: (c) => c.tokens};
+  async function wake(after = 0) {
+    if (!current || has[lens](current) || current.away || state.tab !== "spectra") return;
+    const {m} = current, part = lens, mine = ++seq, place = `${m} ${part}`;
+    if (after) await new Promise((go) => setTimeout(go, after));
+    if (mine !== seq || current?.m !== m) return;
+    let r = looked.get(place);
     if (!r) {
-      try { r = await get("microscope", {...key, m, page, seq: ++seq}); } catch (error) {
+      try { r = await get("microscope", {...key, m, part, page, seq: mine}); } catch (error) {
         if (!(error instanceof Refused || error instanceof Away)) throw error;
         r = error instanceof Refused ? {away: error.message} : {stale: true};
       }
     }
-    if (r.stale || current !== on) return;
-    looked.set(m, r);
-    current = {...on, ...r, m};
+    if (r.stale || current?.m !== m) return;
+    looked.set(place, r);
+    current = {...current, ...r, m};
     paint();
-    if (lens === "spectrum") await draw(plot, current.figure);
-    globalThis.LoraLab.looks = [...(globalThis.LoraLab.looks ?? []), m].slice(-100);
+    if (part === "spectrum" && lens === part) await draw(plot, current.figure);
+    globalThis.LoraLab.looks = [...(globalThis.LoraLab.looks ?? []), place].slice(-100);
   }
 
   return {
@@ -94,10 +97,11 @@ export function microscope() {
     async show(r, from, where) {
       heat = from;
       key = where;
-      current = {...r, ...looked.get(r.m), m: r.m};
+      current = {...r, m: r.m};
+      for (const [id] of LENSES) Object.assign(current, looked.get(`${r.m} ${id}`));
       paint();
-      await draw(plot, current.figure);
-      wake();
+      if (lens === "spectrum") await draw(plot, current.figure);
+      wake(120);
     },
     /* Another matrix's singular values, thin over these; null: none. */
     over(r) {

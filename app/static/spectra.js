@@ -15,15 +15,15 @@ export function spectra(root) {
   const source = h("select", {class: "ll-field"}), note = h("p", {class: "ll-note sp-note", role: "status"}), about = aboutSheet(), aboutLink = h("button", {type: "button", class: "ll-link", hidden: true, onclick: () => about.show(heat.name, heat.file)}, "what the file says");
   const files = opener({onOpened: (o) => { opened = o.open; address({open: opened, m: null}); listSources(); open(); }, onFault: (text) => { fault.textContent = text; }, onNote: (text) => { note.textContent = text || remark(); }});
   const second = h("select", {class: "ll-field", id: "beside-picker"}), many = h("select", {class: "ll-field sp-many", "aria-label": "φ of how many first directions"});
-  const row = h("div", {class: "ll-row sp-row"}, h("label", {class: "ll-pick"}, h("span", {}, "looking at"), source), h("label", {class: "ll-pick"}, h("span", {}, "beside"), second), aboutLink, note, files.input, files.button);
+  const row = h("div", {class: "ll-row sp-row"}, h("label", {class: "ll-pick"}, h("span", {}, "looking at"), source), badge, h("label", {class: "ll-pick"}, h("span", {}, "beside"), second), aboutLink, note, files.input, files.button);
   files.zone(root);
   const empty = h("section", {class: "ll-card sp-empty", hidden: true}), grid = h("div", {class: "ll-grid"},
-    h("section", {class: "ll-card sp-left", style: {"--span": 7}}, h("div", {class: "ll-head"}, heatTitle, badge, which,
+    h("section", {class: "ll-card sp-left", style: {"--span": 7}}, h("div", {class: "ll-head"}, heatTitle, which,
       exports("the map", {name: () => `update-${heat?.name.replaceAll(" ", "-")}-${measure}`, figure: () => heat?.measures[measure].figure, rows: () => table()})), left, scale, heatSay, across.node),
     glass.node);
   root.append(row, fault, empty, grid, about.node);
 
-  let heat = null, map = null, ghost = null, measure = "norm", cache = new Map(), opening = 0, picking = 0, waiting = 0;
+  let heat = null, map = null, ghost = null, measure = "norm", wanted = asked("map") ?? "norm", cache = new Map(), opening = 0, picking = 0, waiting = 0;
   let opened = asked("open"), other = asked("with");
   const key = () => opened ? {open: opened} : {run: state.run};
   const remark = () => heat?.file ? heat.file.remarks[0] ?? "" : "";
@@ -55,26 +55,27 @@ export function spectra(root) {
   /* ---- a second adapter: φ layer by layer as one more line, its spectrum over the first (in `ask`) */
   let phi = null;
   async function pair() {
-    const mine = opening, asked = other;
+    const mine = opening, wish = other;
     phi = null;
     across.add("phi", null);
     if (!other || !heat) return;
     let p;
     try { p = await get("pair", {...key(), with: other}); } catch (error) {
-      if (error instanceof Refused && mine === opening && asked === other) fault.textContent = error.message;
+      if (error instanceof Refused && mine === opening && wish === other) fault.textContent = error.message;
       else if (!(error instanceof Away || error instanceof Refused)) throw error;
       return;
     }
-    if (mine !== opening || asked !== other) return;
+    if (mine !== opening || wish !== other) return;
     phi = p;
     many.replaceChildren(...p.ks.map((k) => h("option", {value: k}, `first ${k === "1" ? "direction" : `${k} directions`}`)));
+    if (p.ks.includes(asked("first"))) many.value = asked("first");
     line();
   }
   function line() {
     const m = phi.phi[many.value];
     across.add("phi", {short: "φ", title: `φ of the first ${many.value} directions with ${phi.name}`, values: m.values, control: m.control, top: 1, number: (x) => x.toPrecision(2).replace(/^1\.0$/, "1"), extra: many, say: (t) => `${m.say[t] ?? `${t} is not in both.`} ${phi.note}`});
   }
-  many.onchange = line;
+  many.onchange = () => { address({first: many.value === phi.ks[0] ? null : many.value}); line(); };
   source.onchange = () => {
     fault.textContent = "";
     if (/^\d{1,15}$/.test(source.value)) {
@@ -113,11 +114,11 @@ export function spectra(root) {
     grid.hidden = false;
     badge.hidden = !heat.recorded;
     heatTitle.textContent = "Layer by matrix";
-    if (!heat.measures[measure]) measure = "norm";
+    measure = heat.measures[wanted] ? wanted : "norm";
     choices();
     build();
     across.load(heat);
-    pick(known(state.matrix) ? state.matrix : heat.first, false);
+    pick(known(state.matrix) && !(heat.file && still(state.matrix)) ? state.matrix : heat.first, false);
     beside();
     pair();
   }
@@ -133,12 +134,15 @@ export function spectra(root) {
     }
     if (mine !== opening || !heat) return;
     if (b.away) heat.away = b.away;
-    if (b.measures) Object.assign(heat.measures, b.measures);
+    if (b.measures) {
+      Object.assign(heat.measures, b.measures);
+      if (wanted in b.measures) { measure = wanted; paint(); }
+    }
     else if (!b.away) waiting = setTimeout(beside, 700);
     choices(b);
   }
   function choices(b = {}) {
-    const button = (id, m) => h("button", {type: "button", "data-id": id, onclick: () => { measure = id; paint(); }}, m.title);
+    const button = (id, m) => h("button", {type: "button", "data-id": id, onclick: () => { measure = wanted = id; address({map: id === "norm" ? null : id}); paint(); }}, m.title);
     const later = heat.measures.amplification ? [] : [["amplification", "amplification"], ["overlap", "overlap with W0"]].map(([id, text]) =>
       h("button", {type: "button", disabled: true, "data-id": id, title: heat.away ? `Needs W0: ${heat.away}` : `Being measured beside W0${b.of ? `: ${b.done} of ${b.of} matrices` : ""}`}, text));
     which.replaceChildren(...Object.entries(heat.measures).map(([id, m]) => button(id, m)), ...later);
@@ -146,10 +150,13 @@ export function spectra(root) {
   }
   const pressed = () => which.querySelectorAll("button").forEach((b) => b.setAttribute("aria-pressed", b.dataset.id === measure));
   const known = (m) => { const [, l, t] = (m ?? "").split("."); return heat?.measures.norm.values[t]?.[+l] != null; };
+  /* Other tabs know the matrices of language models; a picture model's names stay here. */
+  const shared = (m) => !opened || /\.(q|k|v|o|gate|up|down)$/.test(m);
+  const still = (m) => { const [, l, t] = m.split("."); return heat.measures.norm.values[t][+l] === 0; };
   /* offer: true, the way to a run; false, the run that trains; nothing where neither helps. */
   function blank(text, offer) {
     heat = null;
-    aboutLink.hidden = grid.hidden = true;
+    aboutLink.hidden = badge.hidden = grid.hidden = true;
     note.textContent = "";
     empty.hidden = false;
     empty.replaceChildren(h("p", {class: "ll-say"}, text), offer === undefined || opened ? "" : offer ? h("button", {class: "ll-button go", type: "button", onclick: () => show("train")}, "Go to training") : h("button", {class: "ll-button", type: "button", onclick: () => show("train")}, "Watch it train"));
@@ -160,6 +167,9 @@ export function spectra(root) {
     map = cellmap(names, values[names[0]].length, {label: "Layer by matrix; arrow keys move, and the spectrum follows", onPick: (m) => pick(m), onHover: hover,
       height: Math.max(20, Math.min(narrow ? 72 : 160, Math.round(room / names.length)))});
     left.replaceChildren(map.node);
+    const long = Math.max(...names.map((n) => n.length));
+    grid.style.setProperty("--head", long < 6 ? "44px" : `${Math.min(narrow ? 84 : 132, 12 + 8 * long)}px`);
+    left.querySelectorAll(".cm-row > .cm-head").forEach((x) => { x.title = x.textContent; });
     paint();
     if (glass.current) map.mark(glass.current.m);
   }
@@ -191,7 +201,7 @@ export function spectra(root) {
     if (mine !== picking || !heat || r.run !== heat.run || r.open !== heat.open) return;
     await glass.show(r, heat, {...key(), with: other});
     globalThis.LoraLab.clicks = [...(globalThis.LoraLab.clicks ?? []), performance.now() - began].slice(-100);
-    if (state.matrix !== r.m) state.matrix = r.m;
+    if (shared(r.m)) state.matrix = r.m;
     if (told || asked("m")) address({m: r.m});
   }
   /* Pointing at another cell lays its spectrum over the chosen one. */
@@ -206,8 +216,10 @@ export function spectra(root) {
     glass.over(r);
   }
   let was = null, wide = null;
-  on("start", () => { listSources(); open(); });
-  on("run ended", (x) => { if (typeof x === "number") opened = null; listSources(); if (!opened) open(); });
+  let mine = null;                                                 // the run that was last looked at or left for a file
+  on("start", () => { mine = state.run; listSources(); open(); });
+  on("run", (id) => { if (id !== mine && opened) { opened = null; address({open: null}); } const again = id !== mine; mine = id; listSources(); if (again && !opened) open(); });
+  on("ended", () => { listSources(); if (!opened) open(); });
   on("view", (v) => { const now = v && `${v.run}.${v.adapter}.${v.live}`; if (was && now !== was && v && !opened) open(); was = now; });
   on("matrix", (m) => { if (heat && known(m) && m !== glass.current?.m) pick(m, false); });
   on("tab", (t) => { if (t === "spectra") { listSources(); beside(); glass.wake(); } });

@@ -4,9 +4,9 @@ import {h} from "./core.js";
 const HIGH = 84, PAD = 10;
 
 export function strip({onPick}) {
-  const title = h("span", {class: "ll-muted"}), which = h("div", {class: "ll-tabs", role: "group", "aria-label": "What the line shows"}), picture = h("div", {class: "st-picture", role: "img"}), say = h("p", {class: "ll-note"});
+  const title = h("span", {class: "ll-muted"}), high = h("span", {class: "cm-head st-top"}), which = h("div", {class: "ll-tabs", role: "group", "aria-label": "What the line shows"}), picture = h("div", {class: "st-picture", role: "img", "aria-label": "One number of the chosen matrix by layer"}), say = h("p", {class: "ll-note"});
   const extra = h("span", {class: "sp-extra"});
-  const node = h("div", {class: "sp-strip"}, h("div", {class: "sp-strip-head"}, title, extra, which), h("div", {class: "cm-row"}, h("span", {class: "cm-head"}), picture), say);
+  const node = h("div", {class: "sp-strip"}, h("div", {class: "sp-strip-head"}, title, extra, which), h("div", {class: "cm-row"}, high, picture), say);
   let measures = {}, measure = "sigma1", chosen = null, frozen = "";
 
   const at = (l, n, wide) => (l + 0.5) / n * (wide + 2) - 1;
@@ -26,7 +26,8 @@ export function strip({onPick}) {
     const control = m.control?.[target], line = control == null ? [] : [h("path", {d: `M0 ${y(control)}L${wide} ${y(control)}`, class: "control"})];
     const dots = m.values[target].map((x, l) => x == null ? null : h("circle", {cx: at(l, n, wide), cy: y(x), r: l === +layer ? 5.5 : 3.2, class: l === +layer ? "is" : null}));
     picture.replaceChildren(h("svg", {width: wide, height: HIGH, "aria-hidden": "true"}, others, line, h("path", {d: path(m.values[target]), class: "main"}), dots),
-      h("span", {class: "st-top"}, m.number(top)), ...(control == null ? [] : [h("span", {class: "st-control", style: {top: `${Math.max(0, y(control) - 22)}px`}}, "random")]));
+      ...(control == null ? [] : [h("span", {class: "st-control", style: {top: `${Math.max(0, y(control) - 22)}px`}}, "random")]));
+    high.textContent = m.number(top);
     picture.title = `${m.title} by layer; other matrices thin. Click to choose a layer.`;
   }
   picture.addEventListener("click", (e) => {

@@ -44,7 +44,9 @@ def whole(page: TestClient, what: str, **query: Any) -> dict[str, Any]:
 
 # ---- the microscope
 def test_one_matrix_beside_its_W0(page: TestClient, run: Run, model: str) -> None:
-    one = ask(page, "microscope", run=run.id, m="layers.1.v", page="a", seq=1)
+    one: dict[str, Any] = {}
+    for i, part in enumerate(("beside", "tokens", "spectrum")):
+        one |= ask(page, "microscope", run=run.id, m="layers.1.v", part=part, page="a", seq=i)
     assert run.adapter is not None
     stored = lc.read_adapter(run.adapter)
     site = stored.sites["model.layers.1.self_attn.v_proj"]
@@ -65,12 +67,13 @@ def test_one_matrix_beside_its_W0(page: TestClient, run: Run, model: str) -> Non
 def test_a_newer_question_ends_an_older_one(page: TestClient, run: Run) -> None:
     ask(page, "microscope", run=run.id, m="layers.0.q", page="b", seq=9)
     assert ask(page, "microscope", run=run.id, m="layers.1.q", page="b", seq=3) == {"stale": True}
+    assert "possible: spectrum beside tokens" in ask(page, "microscope", run=run.id, m="1.q", part="x")["error"]
 
 
 def test_the_maps_measures_beside_W0_are_kept(page: TestClient, run: Run, home: Path,
                                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     found = whole(page, "besides", run=run.id)
-    one = ask(page, "microscope", run=run.id, m="layers.1.v", page="c", seq=1)
+    one = ask(page, "microscope", run=run.id, m="layers.1.v", part="beside", page="c", seq=1)
     told = dict(one["beside"])
     assert found["measures"]["amplification"]["values"]["v"][1] == pytest.approx(float(told["amplification"]), rel=0.01)
     assert "section 7.3" in found["measures"]["amplification"]["say"]
@@ -126,8 +129,12 @@ def test_a_checkpoint_is_compared_in_the_background(page: TestClient, model: str
     null = [row[2] for row in one["rows"][1:]]
     assert np.square(null).sum() == pytest.approx(np.square(one["sigma"]).sum())
     assert null == pytest.approx(one["sigma"], abs=0.15 * null[0]), "an update of noise looks like its control"
-    look = ask(page, "microscope", open=done["open"], m="layers.0.o", page="e", seq=1)
-    assert look["directions"] == 16 and look["tokens"]
+    look = ask(page, "microscope", open=done["open"], m="layers.0.o", part="beside", page="e", seq=1)
+    assert look["directions"] == 16
+    assert ask(page, "microscope", open=done["open"], m="layers.0.o", part="tokens", page="e", seq=2)["tokens"]
+    W0 = load_file(Path(model) / "model.safetensors")["model.layers.0.self_attn.o_proj.weight"]
+    drawn = ask(page, "microscope", open=done["open"], m="layers.0.o", page="e", seq=3)["baseSigma"]
+    assert drawn == pytest.approx(torch.linalg.svdvals(W0).tolist(), rel=1e-4)
 
 
 @pytest.mark.parametrize(("name", "body", "words"), [
