@@ -77,9 +77,9 @@ def arguments(*first: Any, **named: Any) -> str:
 
 def short(value: Any) -> str:
     """A value as it is written in Python; neighbouring layers as a range."""
-    numbers = isinstance(value, tuple) and len(value) > 2 and all(isinstance(v, int) for v in value)
-    if numbers and value == tuple(range(value[0], value[-1] + 1)):
-        return repr(range(value[0], value[-1] + 1))
+    if isinstance(value, tuple) and len(value) > 2 and all(isinstance(v, int) for v in value):
+        whole = range(min(value), max(value) + 1)
+        return repr(whole if value == tuple(whole) else value)
     return repr(value)
 
 

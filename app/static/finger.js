@@ -18,6 +18,8 @@ const LOOK = 600;                                                // ms between t
 function used() { try { return JSON.parse(localStorage.getItem(KEY) ?? "[]"); } catch { return []; } }
 function keep(done) { try { localStorage.setItem(KEY, JSON.stringify(done)); } catch { /* no storage: it points again next time */ } }
 
+const area = (n) => { const r = n.getBoundingClientRect(); return r.width * r.height; };
+
 export function finger() {
   const words = h("span"), node = h("div", {class: "fg", "aria-hidden": "true", hidden: true},
     h("svg", {viewBox: "0 0 24 24", width: 26, height: 26, "stroke-linejoin": "round", "stroke-linecap": "round"},
@@ -34,7 +36,8 @@ export function finger() {
   }
   function look() {
     const i = STEPS.findIndex(([tab], i) => tab === state.tab && !done.includes(i)), panel = document.getElementById(`panel-${state.tab}`);
-    target = i < 0 || !panel ? null : [...panel.querySelectorAll(STEPS[i][1])].find((n) => n.checkVisibility() && !n.disabled) ?? null;
+    const found = i < 0 || !panel ? [] : [...panel.querySelectorAll(STEPS[i][1])].filter((n) => n.checkVisibility() && !n.disabled);
+    target = found.reduce((a, n) => a && (!(n instanceof SVGElement) || area(a) >= area(n)) ? a : n, null);   // of drawings the largest: it has room
     node.hidden = !target;
     if (!target) return;
     if (now !== i) { now = i; words.textContent = STEPS[i][2]; }

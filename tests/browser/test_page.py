@@ -127,9 +127,9 @@ def test_the_page_and_python_count_alike(open_page: Callable[..., Page]) -> None
         for name in ("fraction", "train_bytes", "full_train_bytes", "step_flops"):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-6), name
         assert mine["file_bytes"] == pytest.approx(theirs["file_bytes"], rel=0.02)
-        if both["estimate"]:  # the model may be busy
-            assert both["time"]["step_s"] == pytest.approx(both["estimate"]["step_s"], rel=0.02)
-            assert both["time"]["total_s"] == pytest.approx(both["estimate"]["total_s"], rel=0.02)
+        if both["estimate"]:  # the model may be busy; Python sees which rows come into one batch, the page their mean
+            assert both["time"]["step_s"] == pytest.approx(both["estimate"]["step_s"], rel=0.04)
+            assert both["time"]["total_s"] == pytest.approx(both["estimate"]["total_s"], rel=0.04)
 
 
 # ---- faults stand beside the control
@@ -151,7 +151,7 @@ def test_faults_are_told_beside_their_control(open_page: Callable[..., Page]) ->
     expect(fault).to_be_empty()
     page.get_by_role("tab", name="Train").click()
     page.fill("#steps input", "0")
-    expect(page.locator("#panel-train .ll-fault").first).to_contain_text("steps is 0")
+    expect(page.locator("#panel-train > .ll-fault")).to_contain_text("steps is 0")
     assert page.locator("#steps input").get_attribute("aria-invalid") == "true"
     assert page.locator(".toast-body").count() == 0
 
@@ -190,7 +190,7 @@ def test_a_file_of_ones_own(open_page: Callable[..., Page], tmp_path: Path) -> N
     page = open_page()
     file = tmp_path / "<b>shapes.txt"
     file.write_text(ROWS)
-    page.locator("input[type=file]").set_input_files(file)
+    page.locator("#panel-adapt input[type=file]").set_input_files(file)
     page.wait_for_function("LoraLab.state.data.file")
     expect(page.locator("#task-picker select option:checked")).to_have_text("_b_shapes.txt")
     page.get_by_role("button", name="what is trained on").click()
@@ -202,7 +202,7 @@ def test_a_file_of_ones_own(open_page: Callable[..., Page], tmp_path: Path) -> N
     page.keyboard.press("Escape")
     bad = tmp_path / "bad.txt"
     bad.write_text("colour : red||A red box.\nno completion here\n")
-    page.locator("input[type=file]").set_input_files(bad)
+    page.locator("#panel-adapt input[type=file]").set_input_files(bad)
     expect(page.locator("#panel-adapt > .ll-fault")).to_contain_text("bad.txt, line 2")
     assert page.evaluate("LoraLab.state.data.name") == "_b_shapes.txt"  # the last good choice stays
 
@@ -212,7 +212,7 @@ def test_texts_are_never_markup(open_page: Callable[..., Page], tmp_path: Path) 
     file = tmp_path / "x.txt"
     evil = "<img src=x onerror=window.bad=1>${window.bad=2}{{7*7}}</script>"
     file.write_text("".join(f"{i} {evil}||{evil}\n" for i in range(9)))
-    page.locator("input[type=file]").set_input_files(file)
+    page.locator("#panel-adapt input[type=file]").set_input_files(file)
     page.wait_for_function("LoraLab.state.data.file")
     page.get_by_role("button", name="what is trained on").click()
     expect(page.get_by_role("dialog", name="What is trained on")).to_contain_text("onerror")

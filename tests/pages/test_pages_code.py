@@ -84,7 +84,7 @@ def test_the_lines_of_python_make_the_same_adapter(
 def test_the_notebook_makes_the_same_adapter(
     page: TestClient, form: dict[str, Any], made: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    book = nbformat.from_dict(say(page, "code", **form)["notebook"])
+    book: Any = nbformat.from_dict(say(page, "code", **form)["notebook"])
     nbformat.validate(book)
     for name, value in environment(tmp_path).items():
         monkeypatch.setenv(name, value)
