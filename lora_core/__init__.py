@@ -33,6 +33,7 @@ _HOME = {
     "lora_core.budget": ("Budget", "budget", "budget_coefficients"),
     "lora_core.estimate": ("seconds_per_step",),
     "lora_core.files": ("Stored", "read_adapter"),
+    "lora_core.foreign": ("Opened", "open_any"),
     "lora_core.audit": ("Audit", "MatrixAudit", "audit"),
     "lora_core.compress": ("Compressed", "compress"),
     "lora_core.spectra": ("Spectrum", "same_norm_random", "spectra"),
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from lora_core.evaluate import Loss, TokenDiff, evaluate, measure, score, text_differences, token_differences
     from lora_core.experiments import Experiment, Lab, Result, find_experiment, run_experiment, stored_result
     from lora_core.files import Stored, read_adapter
+    from lora_core.foreign import Opened, open_any
     from lora_core.frames import to_frame
     from lora_core.generate import Generation, generate
     from lora_core.home import home
