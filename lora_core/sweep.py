@@ -147,7 +147,7 @@ def _train(model: nn.Module, runs: list[_Run], goal: Any, task: Task, config: Tr
                         continue
                     yield event(run, "step", loss=loss, lr=lr, grad_norm=norm)
             live = [r for r in runs if r.message is None]
-            if step in config.eval_steps:
+            if held and step in config.eval_steps:
                 for run in live:
                     run.held = measure(run)
                     yield event(run, "held", held_loss=run.held)

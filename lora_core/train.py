@@ -282,7 +282,7 @@ def train(
             recent.append((sum(b.tokens for b in batches), spent))
             norms = update_norms(adapter) if config.norms_every and step % config.norms_every == 0 else None
             yield event("step", loss=total / labelled, lr=lr, grad_norm=norm, norms=norms)
-            if step in config.eval_steps:
+            if held and step in config.eval_steps:
                 at = time.perf_counter()
                 held_loss = mean_loss(objective, held)
                 eval_s = time.perf_counter() - at
@@ -300,7 +300,7 @@ def train(
                 break
         if file and reason == "stopped":  # to go on from this very step
             save_checkpoint(file, adapter, optimizer, config, objective.name, step, tokens, train_s, base_loss)
-        if reason == "stopped" and step not in config.eval_steps:
+        if held and reason == "stopped" and step not in config.eval_steps:
             held_loss = mean_loss(objective, held)
             yield event("held", held_loss=held_loss)
         yield event(

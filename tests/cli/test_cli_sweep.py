@@ -33,6 +33,17 @@ def test_a_sweep_is_one_table(call: Call, tiny: Path, rows: Path, tmp_path: Path
     assert status == 0 and text.splitlines()[0].split()[:2] == ["matrices", "rank"] and len(text.splitlines()) == 5
 
 
+@pytest.mark.parametrize("words", [("train",), ("sweep", "--ranks", "1,2")])
+def test_without_held_out_rows_nothing_is_measured(call: Call, tiny: Path, rows: Path, words: tuple[str, ...]) -> None:
+    for json in ((), ("--json",)):
+        status, text, err = call(*words, "--model", tiny, "--data", rows, "--steps", 2, "--eval-rows", 0, *json)
+        assert status == 0, err
+        assert "held-out loss" not in err
+    value = only_json(text)
+    for run in value.get("runs", [value]):
+        assert run["loss_before"] is None and run["loss_after"] is None and run.get("score") is None
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
