@@ -35,7 +35,8 @@ def taught() -> tuple[Dials, lc.CausalLM, Any]:
 
 def loss(dials: Dials, keys: tuple[str, ...]) -> float:
     """Of these matrices alone, by a path of its own: merged into W0 by hand, evaluated, taken out again."""
-    model, kept = dials.adapter.model, []
+    model: Any = dials.adapter.model
+    kept = []
     with torch.no_grad():
         for k in keys:
             W = model.get_submodule(dials.adapter.sites[k].path).weight

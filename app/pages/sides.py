@@ -54,20 +54,21 @@ def fit(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     if not found.pairs:
         return answer
     layers: dict[str, list[tuple[int, float]]] = {}
-    answer["rows"] = [["matrix", "norm 1", "norm 2", "cosine", "phi of inputs", "phi of outputs", "by chance",
-                       "smallest angle"]]  # fmt: skip
+    heads = ("matrix", "norm 1", "norm 2", "cosine", "phi of inputs", "phi of outputs", "by chance", "smallest angle")
+    rows: list[list[Any]] = [list(heads)]
     for p in found.pairs:
         layer, target = where(p.key)
         if layer is not None:
             layers.setdefault(target, []).append((layer, p.reads))
         numbers = (*p.norms, p.cosine, p.reads, p.writes, p.chance_reads, p.angle)
-        answer["rows"].append([f"layers.{layer}.{target}", *numbers])
+        rows.append([f"layers.{layer}.{target}", *numbers])
     at = {"layers.{}.{}".format(*where(p.key)): p.key for p in found.pairs}
     most = max(found.pairs, key=lambda p: p.norms[0] * p.norms[1]).key
     key = at.get(query.get("m", ""), most)
     layer, target = where(key)
     sigma = [[float(v) for v in spectra(s)[key].singular_values] for s in (one, two)]
     names = [name(run), name(other)]
+    answer["rows"] = rows
     answer["figures"] = {
         "spectra": figures_compare.spectra_of_two(sigma, names, f"layer {layer}, {target}"),
         "similarity": figures_compare.similarity({t: sorted(v) for t, v in layers.items()}, found.chance),

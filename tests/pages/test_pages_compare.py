@@ -71,7 +71,8 @@ def test_the_ticks_of_the_three_dials_are_those_of_compress(page: TestClient, ru
         ticks = d["ticks"][by]
         assert ticks[-1]["kept"] == 1 and [t["bytes"] for t in ticks] == sorted(t["bytes"] for t in ticks)
         t = ticks[len(ticks) // 2]
-        small = lc.compress(run.adapter, tmp_path / by, **{how: t["x"] if by != "k" else int(t["x"])})
+        size: dict[str, Any] = {how: t["x"] if by != "k" else int(t["x"])}
+        small = lc.compress(run.adapter, tmp_path / by, **size)
         assert t["bytes"] == small.file_bytes and t["kept"] == pytest.approx(small.kept_energy, abs=1e-5)
         assert t["mean"] == pytest.approx(sum(small.ranks.values()) / 4)
 
