@@ -50,10 +50,15 @@ export function walk() {
     const need = stage === 0 ? !steps[step]?.forward : !steps[step]?.delta;
     fault.textContent = "";
     try {
-      if (need) { busy = true; waiting(stage); await ask(step, stage === 0 ? "forward" : "finish"); }
+      if (need) {
+        busy = true;
+        waiting(stage);
+        if (stage && coming) await coming;                         // it is on its way already
+        if (stage === 0 || !steps[step].delta) await ask(step, stage === 0 ? "forward" : "finish");
+      }
       at = {step, stage};
       draw();
-      if (stage === 0 && !steps[step].delta) ahead(step);
+      if (stage === 0 && !steps[step].delta && !coming) ahead(step);
     } catch (error) {
       if (!(error instanceof Refused || error instanceof Away)) throw error;
       fault.textContent = error instanceof Refused ? error.message : "";
@@ -63,9 +68,8 @@ export function walk() {
   /* While the first stage is read the others are computed. */
   let coming = null;
   function ahead(step) {
-    busy = true;
-    coming = ask(step, "finish").catch((error) => { if (error instanceof Refused) fault.textContent = error.message; else if (!(error instanceof Away)) throw error; })
-      .finally(() => { busy = false; coming = null; buttons(); });
+    const mine = coming = ask(step, "finish").catch((error) => { if (error instanceof Refused) fault.textContent = error.message; else if (!(error instanceof Away)) throw error; })
+      .finally(() => { if (coming === mine) coming = null; });
   }
   function waiting(stage) { cards[stage].node.classList.add("wait"); buttons(); }
   function buttons() {
@@ -115,6 +119,7 @@ export function walk() {
     at = {step: 0, stage: -1};
     of = asks();
     turn += 1;
+    coming = null;
     page = `walk-${Math.random().toString(36).slice(2, 12)}`;
     busy = false;
     fault.textContent = "";
