@@ -54,7 +54,7 @@ export function compare(root, {send}) {
     ways.querySelectorAll("button").forEach((b) => b.setAttribute("aria-pressed", b.dataset.way === id));
     bodies.forEach((b) => { b.hidden = b.dataset.way !== id; });
     address({way: id === "cut" ? null : id});
-    panes.hidden = id === "sides";
+    panes.hidden = lossLine.hidden = id === "sides";
     views[id].look?.();
     paint();
     if (id !== "sides") first();
@@ -206,9 +206,9 @@ export function compare(root, {send}) {
     const {loss, score} = info, now = lossNow(), pieces = [], moved = !whole();
     if (loss) pieces.push(h("span", {title: `mean over ${loss.rows} held-out rows, nats a token`}, h("span", {class: "ll-muted"}, "held-out loss "), h("b", {class: "ll-base"}, loss.base.toFixed(2)), h("span", {"aria-label": "to"}, " → "),
       h("b", {class: "ll-warm ll-mid", id: "cp-loss-now"}, (now?.loss ?? loss.adapted).toFixed(2)),
-      moved ? h("span", {class: "ll-muted"}, now ? now.rows != null && now.rows < now.of ? ` on ${now.rows} of ${now.of} rows` : "" : " from all of ΔW, measuring…") : null));
+      moved ? h("span", {class: "ll-muted"}, now ? now.rows != null && now.rows < now.of ? ` on ${now.rows} of ${now.of} rows` : "" : " from all, measuring…") : null));
     if (score) pieces.push(h("span", {title: `over ${score.rows} held-out prompts`}, h("span", {class: "ll-muted"}, `${score.name} `), h("b", {class: "ll-base"}, score.base), h("span", {"aria-label": "to"}, " → "),
-      h("b", {class: "ll-warm ll-mid"}, score.adapted), moved ? h("span", {class: "ll-muted"}, " from all of ΔW") : null));
+      h("b", {class: "ll-warm ll-mid"}, score.adapted), moved ? h("span", {class: "ll-muted"}, " from all") : null));
     lossLine.replaceChildren(...pieces);
   }
 
