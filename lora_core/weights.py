@@ -93,7 +93,8 @@ def _entry(path: Path, name: str, value: Any, start: int, size: int) -> Entry:
         return isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= 1 << 48
 
     good = isinstance(value, dict) and value.keys() == {"dtype", "shape", "data_offsets"}
-    shape, at = (value["shape"], value["data_offsets"]) if good else (None, None)
+    shape: Any = value["shape"] if good else None
+    at: Any = value["data_offsets"] if good else None
     good = (good and isinstance(shape, list) and len(shape) < 9 and all(map(number, shape))
             and isinstance(at, list) and len(at) == 2 and all(map(number, at)))  # fmt: skip
     if not good:

@@ -186,7 +186,7 @@ def test_phi_of_two_runs_is_that_of_the_library(page: TestClient, run: Run, stor
     dense = [s.sites[key].scaling * s.sites[key].B @ s.sites[key].A for s in (A, B)]
     assert p["ks"] == ["1", "2"] and p["note"] == "" and p["name"] == f"run {other.id}"
     for k in (1, 2):
-        assert p["phi"][str(k)]["values"]["q"][1] == pytest.approx(lc.phi(*dense, k, k), rel=1e-3, abs=1e-6)
+        assert p["phi"][str(k)]["values"]["q"][1] == pytest.approx(lc.phi(dense[0], dense[1], k, k), rel=1e-3, abs=1e-6)
         assert p["phi"][str(k)]["control"]["q"] == pytest.approx(k / 32)
     assert "alike to φ" in p["phi"]["1"]["say"]["q"]
     one = ask(page, "spectrum", **{"run": run.id, "with": other.id, "m": "layers.1.q"})
