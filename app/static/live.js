@@ -102,6 +102,8 @@ export function live() {
   }
   function halt() { clearInterval(timer); timer = 0; play.textContent = "Play"; }
   slide.addEventListener("input", () => { halt(); index = +slide.value === film.steps.length - 1 ? null : +slide.value; show(); });
+  let tall = 0;                                                    // the room below it may have changed
+  new ResizeObserver(() => { if (film && plot.clientHeight && plot.clientHeight !== tall) { tall = plot.clientHeight; show(); } }).observe(plot);
   on("view", () => open());
   on("matrix", () => open(true));
   on("run", () => { index = null; halt(); });
