@@ -12,11 +12,17 @@ const DRAWN = {
 const LIT = {s: ["s", "alpha", "r"]};                              // a symbol that is made of others lights them too
 const digits = (x) => x == null ? "–" : x >= 100 ? String(Math.round(x)) : String(+x.toPrecision(3));
 
-/* {layer, name, matrix} of the chosen matrix; of the middle of the model before one was chosen. */
+/* {layer, name, matrix} of the chosen matrix. Before one was chosen it is the open run's largest update, as in Train and
+ * Spectra; without a run one in the middle of the model. */
 export function chosen(facts = state.facts) {
-  const [, l, t] = (state.matrix ?? "").split("."), known = facts.matrices.find((m) => m.name === t) && +l < facts.layers;
+  const [, l, t] = (state.matrix ?? largest(state.view?.warm?.values) ?? "").split("."), known = facts.matrices.find((m) => m.name === t) && +l < facts.layers;
   const name = known ? t : (facts.matrices.find((m) => state.spec.targets?.includes(m.name)) ?? facts.matrices[0]).name;
   return {layer: known ? +l : Math.floor(facts.layers / 2), name, matrix: facts.matrices.find((m) => m.name === name)};
+}
+function largest(values = {}) {
+  const cells = Object.entries(values).flatMap(([name, row]) => row.map((x, layer) => ({x: x ?? 0, m: `layers.${layer}.${name}`})));
+  const top = cells.reduce((a, b) => b.x > (a?.x ?? 0) ? b : a, null);
+  return top?.m;
 }
 export function choose(layer, name) {
   state.matrix = `layers.${layer}.${name}`;

@@ -81,7 +81,7 @@ export function train(root, {value}) {
     status.replaceChildren(v ? v.says : "Nothing is trained yet", ...(v?.error ? [h("span", {class: "ll-fault"}, v.error)] : []));
     badge.hidden = !v?.recorded;
     resume.hidden = !v?.can_resume;
-    if (v) resume.textContent = `Go on (${fmt.int(v.steps - v.step)} steps left)`;
+    if (v) resume.textContent = `Go on (${fmt.int(v.steps - v.step)} step${v.steps - v.step === 1 ? "" : "s"} left)`;
     next.hidden = !v || v.live || !v.adapter;
     nStep.b.textContent = v ? `${fmt.int(v.step)} / ${fmt.int(v.steps)}` : `0 / ${fmt.int(state.config?.steps ?? 0)}`;
     nTok.b.textContent = v?.tokens_per_s ? fmt.int(v.tokens_per_s) : "–";
