@@ -52,9 +52,9 @@ def test_a_file_and_a_zip_have_the_folders_numbers(call: Call, tiny: Path, adapt
 def test_a_kohya_file_is_told_with_its_metadata(call: Call, tmp_path: Path) -> None:
     g = np.random.default_rng(0)
     name = "lora_unet_up_blocks_1_attentions_0_proj_in"
-    save_file({f"{name}.lora_down.weight": g.standard_normal((4, 10), np.float32), f"{name}.alpha": np.array(4, np.float32),
-               f"{name}.lora_up.weight": g.standard_normal((6, 4), np.float32)}, tmp_path / "k.safetensors",
-              metadata={"ss_output_name": "ink"})  # fmt: skip
+    save_file({f"{name}.lora_down.weight": g.standard_normal((4, 10), np.float32),
+               f"{name}.alpha": np.array(4, np.float32), f"{name}.lora_up.weight": g.standard_normal((6, 4), np.float32)},
+              tmp_path / "k.safetensors", metadata={"ss_output_name": "ink"})  # fmt: skip
     status, out, _ = call("spectra", tmp_path / "k.safetensors", "--json")
     found = only_json(out)
     assert status == 0 and found["kind"] == "kohya" and found["metadata"]["ss_output_name"] == "ink"
