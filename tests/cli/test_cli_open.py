@@ -53,7 +53,8 @@ def test_a_kohya_file_is_told_with_its_metadata(call: Call, tmp_path: Path) -> N
     g = np.random.default_rng(0)
     name = "lora_unet_up_blocks_1_attentions_0_proj_in"
     save_file({f"{name}.lora_down.weight": g.standard_normal((4, 10), np.float32),
-               f"{name}.alpha": np.array(4, np.float32), f"{name}.lora_up.weight": g.standard_normal((6, 4), np.float32)},
+               f"{name}.alpha": np.array(4, np.float32),
+               f"{name}.lora_up.weight": g.standard_normal((6, 4), np.float32)},
               tmp_path / "k.safetensors", metadata={"ss_output_name": "ink"})  # fmt: skip
     status, out, _ = call("spectra", tmp_path / "k.safetensors", "--json")
     found = only_json(out)
