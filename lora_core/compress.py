@@ -98,7 +98,7 @@ def _check(rank: int | None, energy: float | None, mb: float | None, ranks: Mapp
     ways = {"rank": rank, "energy": energy, "mb": mb, "ranks": ranks}
     given = [n for n, v in ways.items() if v is not None]
     if len(given) != 1:
-        raise UserError("give one of rank, energy, mb and ranks: how much is kept; given "
+        raise UserError("give one of rank, energy and mb: how much is kept; given "
                         f"{' and '.join(given) or 'none'}")  # fmt: skip
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 0):
         raise UserError(f"rank is {rank!r}; it is how many directions each matrix keeps: 0, 1, 2 …")
