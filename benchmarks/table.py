@@ -22,25 +22,29 @@ def lines() -> list[dict[str, Any]]:
     return [line for line in newest if "ratio" in line]
 
 
+def chip_of(line: dict[str, Any]) -> str:
+    """The processor that a row was measured on, with what of its instructions matters for matrix products."""
+    return f"{line['machine']['chip']} ({', '.join(line['machine']['isa'])})"
+
+
 def table() -> str:
     rows = lines()
     if not rows:
         return "No measurement yet: `make bench`."
-    out = ["| what | ours | beside | ratio (least to most) | to reach | |", "| --- | --- | --- | --- | --- | --- |"]
+    out = ["| what | on | ours | beside | ratio (least to most) | to reach | |",
+           "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    chips = {chip: f"{chr(97 + i)}" for i, chip in enumerate(sorted({chip_of(r) for r in rows}))}
     for r in rows:
         ours, peer, ratio = r["sides"][r["ours"]], r["sides"][r["peer"]], r["ratio"]
         sign = "≥" if r["at_least"] else "≤"
         out.append(
-            f"| {r['what']} | {ours['median']:.3g} {r['unit']} | {r['peer']} {peer['median']:.3g} {r['unit']} | "
+            f"| {r['what']} | {chips[chip_of(r)]} | {ours['median']:.3g} {r['unit']} | "
+            f"{r['peer']} {peer['median']:.3g} {r['unit']} | "
             f"{ratio['median']:.3g} ({ratio['min']:.3g} to {ratio['max']:.3g}) | {sign} {r['reach']:g} | "
             f"{'yes' if r['reached'] else 'no'} |"
         )
-    chips = sorted({f"{r['machine']['chip']} ({', '.join(r['machine']['isa'])})" for r in rows})
-    note = (
-        "Medians on "
-        + "; ".join(chips)
-        + ". Trainer with PEFT ran in whichever of float32 and bfloat16 is faster there."
-    )
+    note = ("Medians, on " + "; ".join(f"{letter}: {chip}" for chip, letter in chips.items())
+            + ". Trainer with PEFT ran in whichever of float32 and bfloat16 is faster there.")  # fmt: skip
     return "\n".join([*out, "", note])
 
 
