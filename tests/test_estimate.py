@@ -37,6 +37,15 @@ def test_it_follows_the_work() -> None:
     assert est.seconds_per_step(model, lc.LoraSpec(rank=16), tokens=500) > one
 
 
+@pytest.mark.parametrize(("quicker", "share"), [(1.2, 1 / 1.2), (6.4, est.LEAST)])
+def test_bfloat16_is_foretold_to_save_no_more_than_it_does(monkeypatch: pytest.MonkeyPatch, quicker: float,
+                                                           share: float) -> None:  # fmt: skip
+    monkeypatch.setattr("lora_core.machine.gemm_rate", lambda d, *_: 1e9 * (quicker if d == "bfloat16" else 1))
+    half, single = (est.seconds_per_step(tiny("llama", dtype=d), lc.LoraSpec(rank=4), tokens=500)
+                    for d in (torch.bfloat16, torch.float32))  # fmt: skip
+    assert half == pytest.approx(share * single)
+
+
 def test_a_run_is_steps_and_measurements() -> None:
     model, task = tiny("llama"), lc.load_task("pirate", train=40, test=12)
     config = lc.TrainConfig(steps=10, batch_size=4, eval_rows=8)
