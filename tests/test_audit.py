@@ -121,12 +121,12 @@ def test_the_edge_is_that_of_marchenko_and_pastur() -> None:
 def test_gradience_has_the_same_numbers() -> None:
     """`gradience audit` 0.11.0 on the shipped adapter: (stable rank, energy ranks 90/95/99, ‖ΔW‖_F, ‖ΔW‖₂)."""
     theirs = {
-        "model.layers.0.self_attn.q_proj": (2.021671999770608, (3, 4, 7), 2.9263940597498244, 2.0581520619933564),
-        "model.layers.0.self_attn.v_proj": (2.115564567036183, (3, 3, 6), 1.375716732142961, 0.9458360810660174),
-        "model.layers.1.self_attn.q_proj": (1.6985467255840059, (3, 4, 7), 3.076779924649351, 2.3607917781953076),
-        "model.layers.1.self_attn.v_proj": (1.4540350926665762, (3, 3, 5), 1.5296445216932526, 1.2685368029537971),
-        "model.layers.9.self_attn.q_proj": (1.5991989404695552, (2, 4, 7), 2.8569231775691555, 2.2591616945541557),
-        "model.layers.9.self_attn.v_proj": (1.1068244931719529, (1, 2, 4), 1.708922670605647, 1.6243627833897918),
+        "model.layers.0.self_attn.q_proj": (1.7170464625980821, (3, 4, 7), 3.0872054644310527, 2.355995793449665),
+        "model.layers.0.self_attn.v_proj": (1.8506581933892259, (3, 4, 7), 1.366416261049484, 1.0044305526233823),
+        "model.layers.1.self_attn.q_proj": (1.4154281732364808, (2, 4, 6), 3.488045760445499, 2.931826432806057),
+        "model.layers.1.self_attn.v_proj": (1.7712651251105458, (3, 4, 5), 1.4001530395872026, 1.0520435586611359),
+        "model.layers.9.self_attn.q_proj": (1.9282134751937707, (3, 3, 7), 2.9662313944529686, 2.136128972119548),
+        "model.layers.9.self_attn.v_proj": (1.1145252288535286, (2, 2, 4), 1.645534791516981, 1.558698498723353),
     }
     ours = {m.path: m for m in lc.audit(lc.read_adapter(RECORDED)).matrices}
     for path, (stable, energies, norm, top) in theirs.items():
