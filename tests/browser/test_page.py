@@ -16,8 +16,10 @@ ROWS = "".join(f"colour : {c} | shape : {s}||A {c} {s}.\n" for c in ("red", "blu
 
 
 # ---- how it looks, and for whom it works
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize(("size", "scheme"), [
+    pytest.param(WIDE, "light", id="wide-light"), pytest.param(NARROW, "dark", id="narrow-dark"),
+    pytest.param(WIDE, "dark", id="wide-dark", marks=pytest.mark.slow),
+    pytest.param(NARROW, "light", id="narrow-light", marks=pytest.mark.slow)])  # fmt: skip
 def test_every_tab_for_everybody(open_page: Callable[..., Page], run: int, size: Any, scheme: str) -> None:
     from axe_playwright_python.sync_playwright import Axe
 

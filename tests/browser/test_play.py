@@ -132,8 +132,10 @@ def test_thirty_seeds_and_ones_own_valley(open_page: Callable[..., Page]) -> Non
     expect(page.locator(SAY)).to_contain_text("your best rate moved ×", timeout=20_000)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize(("size", "scheme"), [
+    pytest.param(WIDE, "light", id="wide-light"), pytest.param(NARROW, "dark", id="narrow-dark"),
+    pytest.param(WIDE, "dark", id="wide-dark", marks=pytest.mark.slow),
+    pytest.param(NARROW, "light", id="narrow-light", marks=pytest.mark.slow)])  # fmt: skip
 def test_for_everybody(open_page: Callable[..., Page], size: Any, scheme: str) -> None:
     from axe_playwright_python.sync_playwright import Axe
 

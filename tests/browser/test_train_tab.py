@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import NARROW, SLOW, Server, shoot
@@ -75,6 +76,7 @@ def test_one_real_step_is_walked_and_walked_back(open_page: Callable[..., Page],
     assert not page.locator("#walk").is_visible()
 
 
+@pytest.mark.slow
 def test_runs_over_each_other_with_what_differs_and_by_size(open_page: Callable[..., Page], server: Server,
                                                             run: int) -> None:  # fmt: skip
     config: dict[str, Any] = {"steps": 2, "batch_size": 2, "eval_rows": 4, "max_tokens": 64, "seed": 0}

@@ -93,6 +93,7 @@ def test_the_notebook_makes_the_same_adapter(
     same(tmp_path / "my-adapter", made)
 
 
+@pytest.mark.slow
 def test_a_file_of_ones_own_and_the_usual_settings(page: TestClient, model: str, tmp_path: Path) -> None:
     rows = "".join(f"colour {i}||a thing of colour {i}\n" for i in range(12))
     file = page.post("/lab/api/upload?name=my rows.txt", content=rows, headers=FILE).json()

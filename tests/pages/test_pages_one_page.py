@@ -51,6 +51,7 @@ def test_slices_of_a_fused_matrix_have_norms_of_their_own() -> None:
     assert found["k"][0] == pytest.approx(float(torch.linalg.vector_norm(W[:, 8:16])), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_an_address_with_a_form_but_no_run_means_the_usual_settings(page: TestClient, run: Run) -> None:
     plain = ask(page, "boot")
     assert plain["run"] == run.id and plain["form"] == plain["base"] and plain["form"]["spec"]["rank"] == 4
