@@ -145,16 +145,16 @@ class Attend(torch.autograd.Function):
         ahead = torch.full((time, time), -torch.inf, dtype=grads[0].dtype, device=grads[0].device).triu_(1)
         ahead = ahead.repeat(heads // kinds, 1)
         some = max(1, LOGITS // (grads[0].element_size() * heads * time * time))
-        out = []
+        out: list[tuple[Tensor, Tensor, Tensor]] = []
         for q, g, k, v in zip(*(t.split(some) for t in (ctx.saved_tensors[0], grads[0], *ctx.saved_tensors[1:]))):
             q, g = (t.reshape(-1, *each) for t in (q, g))
             k, v = (t.reshape(-1, time, size) for t in (k, v))
             p = torch.baddbmm(ahead, q, k.transpose(1, 2), alpha=ctx.scale).softmax(-1)
             dv = torch.bmm(p.transpose(1, 2), g)
-            ds = torch._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), p, -1, p.dtype).mul_(ctx.scale)
+            ds = torch.ops.aten._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), p, -1, p.dtype).mul_(ctx.scale)
             out.append((torch.bmm(ds, k), torch.bmm(ds.transpose(1, 2), q), dv))
-        dq, dk, dv = (torch.cat(t) if len(t) > 1 else t[0] for t in zip(*out))
-        return (*(t.view(rows, -1, time, size) for t in (dq, dk, dv)), None)
+        dq, dk, dv = (torch.cat([t[i] for t in out]).view(rows, -1, time, size) for i in range(3))
+        return dq, dk, dv, None
 
 
 class Loss(torch.autograd.Function):
