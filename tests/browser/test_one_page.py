@@ -13,7 +13,7 @@ from tests.browser.conftest import NARROW, WIDE, Server
 
 
 def test_a_symbol_lights_its_drawing_and_a_drawing_its_symbol(open_page: Callable[..., Page]) -> None:
-    page = open_page("/?tab=adapt&m=layers.12.v")
+    page = open_page("/?run=0&tab=adapt&m=layers.12.v")
     expect(page.locator(".fx-shapes")).to_have_text("B 192×8A 8×576")
     expect(page.locator(".fx-line")).to_have_text("h = W0·x + (16/8)·B·A·x")
     page.locator(".fx-s[data-fx=h]").focus()  # by keyboard: one stop, arrows inside
