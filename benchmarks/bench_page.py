@@ -39,11 +39,13 @@ def body(steps: int) -> dict[str, Any]:
 def run(steps: int, repeats: int) -> None:
     from playwright.sync_api import sync_playwright
 
+    from app.runs.store import RunStore
     from tests.browser.conftest import Server, own_home
     from tests.browser_path import browser_path
 
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        server = Server(own_home(Path(folder)))
+        home = own_home(Path(folder))
+        server = Server(home)
         server.start()
         try:
 
@@ -74,9 +76,12 @@ def run(steps: int, repeats: int) -> None:
 
             watched, alone, rates = [], [], []
 
+            def took(run: int) -> float:
+                server.ended(run)
+                return float(RunStore(home).get(run).result["train_s"])
+
             def trained() -> float:
-                view = server.ended(server.ask("train", body(steps))["run"])
-                return float(view["result"]["train_s"])
+                return took(server.ask("train", body(steps))["run"])
 
             trained()  # the page cache and the estimate know the model then
             for _ in range(repeats):
@@ -85,8 +90,7 @@ def run(steps: int, repeats: int) -> None:
                 browser, page = opened(f"/?tab=train&run={answer['run']}")
                 page.wait_for_selector("#run-status", state="attached")
                 page.evaluate(LISTEN)
-                view = server.ended(answer["run"])
-                watched.append(float(view["result"]["train_s"]))
+                watched.append(took(answer["run"]))
                 heard = page.evaluate("heard")
                 rates.append(1000 * (len(heard) - 1) / (heard[-1] - heard[0]) if len(heard) > 2 else 0.0)
                 browser.close()
