@@ -25,6 +25,7 @@ import numpy as np
 import safetensors
 
 from lora_core.errors import UserError
+from lora_core.weights import header_length
 
 CONFIG, WEIGHTS, LAB = "adapter_config.json", "adapter_model.safetensors", "lora_lab.json"
 PREFIX = "base_model.model."
@@ -146,9 +147,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     size = path.stat().st_size
     with path.open("rb") as f:
         head = f.read(8)
-        length = int.from_bytes(head, "little")
-        if len(head) < 8 or length > min(MAX_HEADER, size - 8):
-            raise UserError(f"{path} is no safetensors file: its header claims {length:,} bytes of {size:,}")
+        header_length(head, path, size, MAX_HEADER)
         if size > MAX_WEIGHTS:
             raise UserError(f"{path} has {size:,} bytes; at most {MAX_WEIGHTS:,} are read")
         data = head + f.read()

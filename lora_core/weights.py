@@ -55,9 +55,7 @@ def read_header(path: Path) -> Header:
         size = path.stat().st_size
         with path.open("rb") as f:
             head = f.read(8)
-            length = int.from_bytes(head, "little")
-            if len(head) < 8 or length > min(MAX_HEADER, size - 8):
-                raise UserError(f"{path} is no safetensors file: its header claims {length:,} bytes of {size:,}")
+            length = header_length(head, path, size, MAX_HEADER)
             text = f.read(length)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
@@ -79,6 +77,14 @@ def read_header(path: Path) -> Header:
     if at != size:
         raise UserError(f"{path} is no safetensors file: it has {size - at:,} bytes that belong to no tensor")
     return Header(entries=entries, metadata=metadata)
+
+
+def header_length(head: bytes, path: Path, size: int, most: int) -> int:
+    """The length that a file's first 8 bytes give its header; UserError for more than `most` or than the file has."""
+    length = int.from_bytes(head, "little")
+    if len(head) < 8 or length > min(most, size - 8):
+        raise UserError(f"{path} is no safetensors file: its header claims {length:,} bytes of {size:,}")
+    return length
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
