@@ -1,6 +1,6 @@
 """What the page costs: how soon something is seen, how soon a spectrum, how many events, and what training pays for it.
 
-python -m benchmarks.bench_page [--steps 30] [--repeats 3]
+python -m benchmarks.bench_page [--steps 60] [--repeats 3]
 
 Needs Chromium and Playwright, as the browser's tests do.
 """
@@ -76,24 +76,26 @@ def run(steps: int, repeats: int) -> None:
 
             watched, alone, rates = [], [], []
 
-            def took(run: int) -> float:
+            def trained(watch: bool) -> float:
+                """Seconds of a training; what watches it is there before it begins, while another one is trained."""
+                before = server.ask("train", body(steps // 4))["run"]
+                run = server.ask("train", body(steps))["run"]
+                if watch:
+                    browser, page = opened(f"/?tab=train&run={run}")
+                    page.wait_for_selector("#run-status", state="attached")
+                    page.evaluate(LISTEN)
+                server.ended(before)
                 server.ended(run)
+                if watch:
+                    heard = page.evaluate("heard")
+                    rates.append(1000 * (len(heard) - 1) / (heard[-1] - heard[0]) if len(heard) > 2 else 0.0)
+                    browser.close()
                 return float(RunStore(home).get(run).result["train_s"])
 
-            def trained() -> float:
-                return took(server.ask("train", body(steps))["run"])
-
-            trained()  # the page cache and the estimate know the model then
-            for _ in range(repeats):
-                alone.append(trained())
-                answer = server.ask("train", body(steps))
-                browser, page = opened(f"/?tab=train&run={answer['run']}")
-                page.wait_for_selector("#run-status", state="attached")
-                page.evaluate(LISTEN)
-                watched.append(took(answer["run"]))
-                heard = page.evaluate("heard")
-                rates.append(1000 * (len(heard) - 1) / (heard[-1] - heard[0]) if len(heard) > 2 else 0.0)
-                browser.close()
+            trained(False)  # the page cache and the estimate know the model then
+            for i in range(repeats):
+                for watch in ((False, True), (True, False))[i % 2]:
+                    (watched if watch else alone).append(trained(watch))
             record("page while training", f"{steps} steps with the page open in a browser on the same two cores", {
                 "ours": watched, "no page": alone}, peer="no page", unit="s", reach=1.03, at_least=False,
                 more={"events_per_s": statistics.median(rates)})  # fmt: skip
@@ -107,4 +109,4 @@ if __name__ == "__main__":
     def option(name: str, default: int) -> int:
         return int(given[given.index(name) + 1]) if name in given else default
 
-    run(option("--steps", 30), option("--repeats", 3))
+    run(option("--steps", 60), option("--repeats", 3))

@@ -230,6 +230,26 @@ def test_a_worker_that_cannot_start(store: RunStore, new_queue: Callable[..., Ru
         assert now.status == "failed" and now.error and said in now.error
 
 
+def test_a_run_resumed_before_its_death_was_looked_at_goes_on(store: RunStore) -> None:
+    """Another process marks it, the person resumes it, and then the queue sees how its own child ended."""
+    queue = RunQueue(store, command=STAND_IN)
+    try:
+        queue.start(store.create(request(steps=40, config=SLOW)).id)
+        queue.tick()
+        run = until(lambda: (r := store.list()[0]).status == "running" and r)
+        assert run.pid
+        os.kill(run.pid, signal.SIGKILL)
+        until(lambda: not settle_dead(store))
+        queue.resume(run.id)
+        queue.tick()
+        assert store.get(run.id).live
+        until(lambda: queue.tick() or store.get(run.id).attempts == 2)
+        queue.stop(run.id)
+        assert ended(store, run.id).status == "stopped"
+    finally:
+        queue.close()
+
+
 def test_a_worker_that_ends_without_a_word(store: RunStore, new_queue: Callable[..., RunQueue]) -> None:
     code = """
 import os, sys; from pathlib import Path; from app.runs.store import RunStore; from app.runs.process import Lock

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,8 +38,7 @@ class RunQueue:
     def __init__(self, store: RunStore, *, command: Sequence[str] = WORKER, tick_s: float = TICK_S) -> None:
         self.store, self.command, self.tick_s = store, tuple(command), tick_s
         self.in_charge = Lock(store.root, "queue.lock")
-        self.child: tuple[int, subprocess.Popen[bytes]] | None = None
-        self.codes: dict[int, int] = {}  # how our own workers' processes ended
+        self.child: tuple[Run, subprocess.Popen[bytes]] | None = None  # the run as it was when it was launched
         self.kills = 0
         self.wake, self.over = threading.Event(), threading.Event()
         self.thread: threading.Thread | None = None
@@ -102,27 +101,33 @@ class RunQueue:
 
     def tick(self) -> None:
         """Look once: who is dead, and whether the next one can start."""
-        self._reap()
         if self.in_charge.fd < 0 and not self.in_charge.take(0):
             return
-        running = settle_dead(self.store, self.codes, self.kills)
-        self.codes.clear()
+        running = settle_dead(self.store, self._code, self.kills)
+        self._reap()
         if self.child is None and not running and not working(self.store.root.parent):
             self.store.keep_ballast()
             for run in self.store.waiting()[:1]:
                 self._launch(run)
 
+    def _code(self, id: int) -> int | None:
+        """How the process of a run ended, asked when it is known to be dead; None where it was not our own."""
+        if self.child is None or self.child[0].id != id:
+            return None
+        with suppress(subprocess.TimeoutExpired):  # it let go of its lock a moment before it ended
+            return self.child[1].wait(1.0)
+
     def _reap(self) -> None:
         if self.child is None:
             return
-        id, process = self.child
+        launched, process = self.child
         code = process.poll()
         if code is None:
             return
-        self.child, self.codes[id] = None, code
+        self.child = None
         with suppress(ValueError):  # deleted meanwhile
-            run = self.store.get(id)
-            if run.status == "queued":
+            run = self.store.get(launched.id)
+            if run.status == "queued" and run.attempts == launched.attempts:  # else it began, died and waits again
                 why = f"its worker did not start (exit status {code}); log.txt in its folder says why"
                 self.store.settle(run, "failed", why)
 
@@ -141,13 +146,13 @@ class RunQueue:
                 env=env,
                 start_new_session=True,  # Ctrl-C in the server's terminal is not meant for it
             )
-        self.child = (run.id, process)
+        self.child = (run, process)
 
 
-def settle_dead(store: RunStore, codes: Mapping[int, int] | None = None, kills: int = 0) -> list[Run]:
+def settle_dead(store: RunStore, code: Callable[[int], int | None] = lambda _: None, kills: int = 0) -> list[Run]:
     """Mark the runs whose process is dead; gives those that are really being trained. Any process may call this.
 
-    codes  {run: exit status of its process} as far as the caller was its parent
+    code   gives the exit status of a run's process as far as the caller was its parent
     kills  `oom_kills()` from before
     """
     living = []
@@ -155,7 +160,7 @@ def settle_dead(store: RunStore, codes: Mapping[int, int] | None = None, kills: 
         if alive(run.folder, run.pid, run.process):
             living.append(run)
             continue
-        status, error = how_it_died((codes or {}).get(run.id), kills)
+        status, error = how_it_died(code(run.id), kills)
         if not store.settle(run, status, error) and store.get(run.id).status == "running":
             living.append(run)
     for run in store.list(limit=1000, status=("queued",)):
