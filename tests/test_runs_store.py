@@ -36,21 +36,46 @@ def test_a_store_of_version_1_is_brought_up_to_date_with_its_runs(tmp_path: Path
     store = RunStore(tmp_path)
     run = store.create(request(title="kept"))
     store.close()
-    more = (*MIGRATIONS, "ALTER TABLE runs ADD COLUMN owner TEXT", "UPDATE runs SET owner = 'me'")
+    more = (*MIGRATIONS, "ALTER TABLE runs ADD COLUMN colour TEXT", "UPDATE runs SET colour = 'red'")
     db = Database(store.path, more)
     assert db.connection.pragma("user_version") == len(MIGRATIONS) + 2
-    assert db.rows("SELECT id, owner FROM runs") == [(run.id, "me")]
+    assert db.rows("SELECT id, colour FROM runs") == [(run.id, "red")]
+
+
+def test_the_runs_of_a_first_store_belong_to_the_machines_owner(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    old = Database(tmp_path / "runs" / "runs.sqlite3", MIGRATIONS[:1])
+    with old.transaction():
+        old.execute("INSERT INTO runs (request, created) VALUES (?, 1.0)", (json.dumps(request().to_dict()),))
+    old.close()
+    store = RunStore(tmp_path)
+    found = store.get(1)
+    assert (found.owner, found.shared, found.request) == ("", False, request())
+
+
+def test_whose_a_run_is_and_who_may_read_it(store: RunStore) -> None:
+    mine, theirs = store.create(request(), owner="a"), store.create(request(), owner="b")
+    hosts = store.create(request())
+    assert (mine.owner, mine.shared, hosts.owner) == ("a", False, "")
+    assert [r.id for r in store.list(owner="a")] == [mine.id]
+    assert [r.id for r in store.list(owner="")] == [hosts.id]
+    assert [r.id for r in store.list(owner="a", shared=True)] == [mine.id]
+    assert store.share(theirs.id).shared
+    assert [r.id for r in store.list(owner="a", shared=True)] == [theirs.id, mine.id]
+    assert [r.id for r in store.list(owner="a", shared=True, status=("done",))] == []
+    assert not store.share(theirs.id, False).shared
+    assert [r.id for r in store.list()] == [hosts.id, theirs.id, mine.id]
 
 
 def test_a_migration_that_fails_leaves_the_store_as_it_was(tmp_path: Path) -> None:
     store = RunStore(tmp_path)
     store.create(request())
     store.close()
-    broken = (*MIGRATIONS, "ALTER TABLE runs ADD COLUMN owner TEXT; UPDATE nothing SET x = 1")
+    broken = (*MIGRATIONS, "ALTER TABLE runs ADD COLUMN colour TEXT; UPDATE nothing SET x = 1")
     with pytest.raises(apsw.SQLError):
         Database(store.path, broken)
     assert [r.id for r in RunStore(tmp_path).list()] == [1]
-    assert "owner" not in str(RunStore(tmp_path).db.rows("SELECT sql FROM sqlite_schema WHERE name = 'runs'"))
+    assert "colour" not in str(RunStore(tmp_path).db.rows("SELECT sql FROM sqlite_schema WHERE name = 'runs'"))
 
 
 def test_a_newer_store_is_refused_in_one_line(tmp_path: Path) -> None:

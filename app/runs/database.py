@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -48,19 +49,38 @@ MIGRATIONS: tuple[str, ...] = (
     ) STRICT;
     CREATE INDEX runs_live ON runs (status, queued) WHERE status IN ('queued', 'running');
     """,
+    # 2: whose a run is ('': the machine's owner's), and whether everybody in the room may read it.
+    """
+    ALTER TABLE runs ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+    ALTER TABLE runs ADD COLUMN shared INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX runs_owner ON runs (owner, id);
+    CREATE INDEX runs_shared ON runs (id) WHERE shared;
+    """,
 )
 
 
 class Database:
-    """One connection that the threads of a process share; not to be carried through a fork."""
+    """One connection that the threads of a process share; not to be carried through a fork.
+
+    Where the file was deleted or put there anew, the connection goes over to the one that has the name now.
+    """
 
     def __init__(self, path: Path, migrations: Sequence[str] = MIGRATIONS) -> None:
-        self.path = path
+        self.path, self.migrations = path, migrations
         self.connection = open_database(path, migrations)
+        self.file = file_of(path)
         self.lock = threading.RLock()
+
+    def _look(self) -> None:
+        """With the lock: open anew what is no longer the file of that name."""
+        if file_of(self.path) != self.file and not self.connection.in_transaction:
+            self.connection.close()
+            self.connection = open_database(self.path, self.migrations)
+            self.file = file_of(self.path)
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         with self.lock:
+            self._look()
             return list(self.connection.execute(sql, values))
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> int:
@@ -72,6 +92,7 @@ class Database:
     def transaction(self, sure: bool = False) -> Iterator[None]:
         """One change, all or nothing; with `sure` the disk has it before the block is left (else after a while)."""
         with self.lock:
+            self._look()
             if sure:
                 self.connection.execute("PRAGMA synchronous = FULL")
             try:
@@ -98,6 +119,15 @@ class Database:
     def close(self) -> None:
         with self.lock:
             self.connection.close()
+
+
+def file_of(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one of the same name; None where there is none."""
+    try:
+        stat = os.stat(path)
+        return stat.st_dev, stat.st_ino
+    except OSError:
+        return None
 
 
 def open_database(path: Path, migrations: Sequence[str] = MIGRATIONS) -> apsw.Connection:

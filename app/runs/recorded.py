@@ -39,4 +39,4 @@ def _read(folder: Path, changed: int) -> Run:
     return Run(id=0, status=d["status"], request=RunRequest.stored(d["request"]), folder=folder, created=d["created"],
                started=d["started"], ended=d["ended"], attempts=d["attempts"], step=d["step"], steps=d["steps"],
                base_loss=d["base_loss"], loss=d["loss"], score=d["score"], result=d["result"],
-               adapter=adapter if adapter.is_dir() else None, recorded=True)  # fmt: skip
+               adapter=adapter if adapter.is_dir() else None, recorded=True, shared=True)  # fmt: skip

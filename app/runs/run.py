@@ -107,6 +107,8 @@ class Run:
     error      one line for a person when it failed, diverged or was interrupted
     adapter    the folder in PEFT's format, or None while there is none
     position   place in the queue, from 1, while it waits there
+    owner      whose it is: a participant's random id, or "" for whoever the machine belongs to
+    shared     whether everybody in the room may read it
     """
 
     id: int
@@ -129,6 +131,8 @@ class Run:
     pid: int | None = None
     process: str | None = None
     recorded: bool = False
+    owner: str = ""
+    shared: bool = False
 
     @property
     def name(self) -> str:

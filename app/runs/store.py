@@ -13,11 +13,11 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import apsw
 
@@ -26,6 +26,7 @@ from app.runs.database import Database
 from app.runs.folder import ADAPTER, copy_data
 from app.runs.process import STOP, heartbeat_age, held, identity
 from app.runs.recorded import RECORDED, recorded_run
+from app.runs.rows import COLUMNS, Wanted, page, run_of
 from app.runs.run import ENDED, RESUMABLE, Run, RunRequest, Status
 from lora_core.errors import UserError, unknown
 from lora_core.home import home as lab_home
@@ -33,13 +34,8 @@ from lora_core.home import write_json, writing
 
 DATABASE, BALLAST = "runs.sqlite3", "ballast"
 BALLAST_BYTES = 1 << 18  # let go when the disk is full, so that the end of a run can still be written down
-NAMES = (
-    *("id", "status", "request", "created", "started", "ended", "attempts", "step", "steps", "base_loss", "loss"),
-    *("score", "result", "error", "adapter", "pid", "process", "position"),
-)
-POSITION = """CASE WHEN status = 'queued' AND queued IS NOT NULL THEN (SELECT count(*) FROM runs q
-    WHERE q.status = 'queued' AND (q.queued, q.id) <= (runs.queued, runs.id)) END"""
-COLUMNS = ", ".join(NAMES[:-1]) + f", {POSITION}"
+
+T = TypeVar("T")
 
 
 class RunStore:
@@ -71,12 +67,17 @@ class RunStore:
             raise unknown("run", str(id), known, "in this store")
         return self._run(rows[0])
 
-    def list(self, limit: int = 100, offset: int = 0, status: Sequence[Status] = ()) -> list[Run]:
-        """The newest runs first; with `status`, only runs that are in one of these."""
-        marks = ",".join("?" * len(status))
-        where = f"WHERE status IN ({marks})" if status else ""
+    def list(self, limit: int = 100, offset: int = 0, status: Sequence[Status] = (), *, model: str | None = None,
+             text: str = "", owner: str | None = None, shared: bool = False) -> list[Run]:  # fmt: skip
+        """The newest runs first, of those that `Wanted` describes. Raises UserError for what cannot be asked for."""
+        where, values = Wanted(status=status, model=model, text=text, owner=owner, shared=shared).where()
         sql = f"SELECT {COLUMNS} FROM runs {where} ORDER BY id DESC LIMIT ? OFFSET ?"
-        return [self._run(r) for r in self.db.rows(sql, (*status, limit, offset))]
+        return [self._run(r) for r in self.db.rows(sql, (*values, *page(limit, offset)))]
+
+    def count(self, wanted: Wanted | None = None) -> int:
+        """How many runs there are, of those wanted."""
+        where, values = (wanted or Wanted()).where()
+        return int(self.db.rows(f"SELECT count(*) FROM runs {where}", values)[0][0])
 
     def waiting(self) -> list[Run]:
         """The runs in the queue, the next one first."""
@@ -107,8 +108,10 @@ class RunStore:
         return self.root / f"{_number(id):06d}"
 
     # ---- making and deleting
-    def create(self, request: RunRequest, *, queue: bool = False) -> Run:
+    def create(self, request: RunRequest, *, queue: bool = False, owner: str = "") -> Run:
         """Write a new run down, with copies of its data files. It is trained when the queue or `run_here` takes it.
+
+        owner: whose it is, "" for whoever the machine belongs to.
 
         Raises UserError when a data file cannot be read or the disk is full; then nothing is left behind.
         """
@@ -118,7 +121,7 @@ class RunStore:
         new = self.root / f".new-{secrets.token_hex(8)}"
         with writing(self.root), self.db.told():
             try:
-                new.mkdir(mode=0o700)
+                new.mkdir(mode=0o700, parents=True)  # the store too, if somebody has deleted it
                 for name, given in (("data", request.data), ("test", request.test)):
                     if given is not None:
                         copy_data(Path(given), new, name)
@@ -126,8 +129,9 @@ class RunStore:
                 now = time.time()
                 with self.db.transaction(sure=True):
                     steps = request.config.get("steps", 0)
-                    values = (json.dumps(request.to_dict()), now, now if queue else None, steps)
-                    self.db.execute("INSERT INTO runs (request, created, queued, steps) VALUES (?, ?, ?, ?)", values)
+                    values = (json.dumps(request.to_dict()), now, self._last(now) if queue else None, steps, owner)
+                    names = "request, created, queued, steps, owner"
+                    self.db.execute(f"INSERT INTO runs ({names}) VALUES (?, ?, ?, ?, ?)", values)
                     id = self.db.connection.last_insert_rowid()
                     if self.folder(id).exists():  # left by a database that was lost: those numbers are taken
                         taken = max(int(p.name) for p in self.root.iterdir() if p.name.isdigit())
@@ -139,6 +143,14 @@ class RunStore:
             except BaseException:
                 shutil.rmtree(new, ignore_errors=True)
                 raise
+        return self.get(id)
+
+    def share(self, id: int, shared: bool = True) -> Run:
+        """Let everybody in the room read a run, or its owner alone again."""
+        run = self.get(id)
+        if not run.recorded:
+            with self.db.told(), self.db.transaction():
+                self.db.execute("UPDATE runs SET shared = ? WHERE id = ?", (int(shared), run.id))
         return self.get(id)
 
     def delete(self, id: int) -> None:
@@ -176,9 +188,14 @@ class RunStore:
             self.db.execute(
                 "UPDATE runs SET status = 'queued', queued = ?, ended = NULL, error = NULL WHERE id = ? AND "
                 "(status = 'queued' AND queued IS NULL OR status IN ('interrupted', 'stopped', 'failed'))",
-                (time.time(), id),
+                (self._last(time.time()), id),
             )
         return self.get(id)
+
+    def _last(self, now: float) -> float:
+        """A time behind those of all that wait, so that a clock set back lets nobody overtake."""
+        behind = self.db.rows("SELECT max(queued) FROM runs WHERE status = 'queued'")[0][0]
+        return now if behind is None else max(now, behind + 1e-3)
 
     def ask_to_stop(self, id: int) -> Run:
         """A waiting run leaves the queue; a running one is asked to end after its step, and keeps its adapter."""
@@ -206,13 +223,19 @@ class RunStore:
         last = next((e for e in reversed(events) if e.get("kind") == "end"), None)
         if adapter and last and last.get("reason") in ENDED:
             status, error = last["reason"], last.get("message") if last["reason"] == "diverged" else None
-        with self.db.transaction(sure=True):
-            changed = self.db.execute(
-                "UPDATE runs SET status = ?, error = ?, ended = ?, queued = NULL, adapter = ? "
-                "WHERE id = ? AND status = ? AND pid IS ? AND process IS ?",
-                (status, error, time.time(), adapter, run.id, run.status, run.pid, run.process),
-            )
-        return bool(changed)
+        elif not run.folder.is_dir():
+            error = f"its folder {run.folder} is gone"
+
+        def write() -> bool:
+            with self.db.transaction(sure=True):
+                changed = self.db.execute(
+                    "UPDATE runs SET status = ?, error = ?, ended = ?, queued = NULL, adapter = ? "
+                    "WHERE id = ? AND status = ? AND pid IS ? AND process IS ?",
+                    (status, error, time.time(), adapter, run.id, run.status, run.pid, run.process),
+                )
+            return bool(changed)
+
+        return self._even_on_a_full_disk(write)
 
     # ---- the worker's side: each of these counts only for the process that claimed the run
     def claim(self, id: int, *, resume: bool = False) -> Run | None:
@@ -220,7 +243,7 @@ class RunStore:
         allowed = ("queued", *RESUMABLE) if resume else ("queued",)
         marks = ",".join("?" * len(allowed))
         pid = os.getpid()
-        with self.db.transaction():
+        with self.db.told(), self.db.transaction():
             claimed = self.db.execute(
                 f"UPDATE runs SET status = 'running', pid = ?, process = ?, started = ?, ended = NULL, error = NULL, "
                 f"queued = NULL, attempts = attempts + 1 WHERE id = ? AND status IN ({marks})",
@@ -238,12 +261,16 @@ class RunStore:
         values: error, score, result, adapter (bool), and those of `progress`. On a full disk the ballast makes room.
         """
         values |= {"status": status, "ended": time.time()}
+        self._even_on_a_full_disk(lambda: self._update(id, values, sure=True))
+
+    def _even_on_a_full_disk(self, write: Callable[[], T]) -> T:
+        """Do it; where the disk is full, with the room that the ballast gives back."""
         try:
-            self._update(id, values, sure=True)
-        except (apsw.FullError, OSError):
+            return write()
+        except (apsw.FullError, apsw.IOError, OSError):
             (self.root / BALLAST).unlink(missing_ok=True)
             with self.db.told():
-                self._update(id, values, sure=True)
+                return write()
 
     def keep_ballast(self) -> None:
         """A file whose space can be given back to a full disk."""
@@ -274,15 +301,11 @@ class RunStore:
             raise UserError("the recorded run comes with LoRA Lab and cannot be trained further")
         if why:
             raise UserError(f"run {run.id} {why}")
+        if not run.folder.is_dir():
+            raise UserError(f"the folder of run {run.id} is gone: it cannot go on; delete it, or train it anew")
 
     def _run(self, row: Sequence[Any]) -> Run:
-        d = dict(zip(NAMES, row, strict=True))
-        folder = self.folder(d["id"])
-        d["request"] = RunRequest.stored(json.loads(d["request"]))
-        d["score"] = json.loads(d["score"]) if d["score"] else None
-        d["result"] = json.loads(d["result"]) if d["result"] else {}
-        d["adapter"] = folder / ADAPTER if d["adapter"] else None
-        return Run(folder=folder, **d)
+        return run_of(row, self.root)
 
 
 class LostRun(RuntimeError):
