@@ -23,7 +23,7 @@ from lora_core.blocks import SIZES, Block, Shapes, blocks_of, entries_length, he
 from lora_core.errors import UserError, unknown
 from lora_core.families import DIRECT
 from lora_core.files import read_adapter
-from lora_core.home import writing
+from lora_core.home import write, writing
 from lora_core.peft_format import (
     CONFIG,
     EXPERTS,
@@ -35,7 +35,6 @@ from lora_core.peft_format import (
     parse,
     read_json,
     read_tensors,
-    write,
 )
 from lora_core.stored import Stored, StoredSite
 

@@ -80,17 +80,29 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file so that a reader finds the old text or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """`write` of a text as UTF-8."""
+    write(path, text.encode("utf-8"))
+
+
+def write(path: Path, *pieces: bytes | memoryview, keep: Path | None = None) -> None:
+    """Writes a file so that a reader finds the old bytes or the new ones, never half of them, whatever is cut off.
+
+    The bytes are on the disk before they get the file's name, and the name is there when this returns.
+    keep: the name that the file which was there gets. Between the two renames there is only that one.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(part, "wb") as file:
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
+        if keep is not None and path.exists():
+            os.replace(path, keep)
+        os.replace(part, path)
+    except BaseException:
         with suppress(OSError):
-            temporary.unlink()
+            part.unlink()
         raise
     sync_folder(path.parent)
 

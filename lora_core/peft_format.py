@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -167,19 +166,6 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         if not np.isfinite(value).all():
             raise UserError(f"{path}: {name} holds a number that is not finite (NaN or infinity)")
     return out
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: beside it, flushed to disk, then renamed over it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # ---- which tensors are whose -------------------------------------------------------------------------------------

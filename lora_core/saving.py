@@ -24,7 +24,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from lora_core.errors import UserError
-from lora_core.peft_format import CONFIG, EXPERTS, LAB, NO_TARGET, OURS, PREFIX, WEIGHTS, write
+from lora_core.home import write
+from lora_core.peft_format import CONFIG, EXPERTS, LAB, NO_TARGET, OURS, PREFIX, WEIGHTS
 
 if TYPE_CHECKING:
     from lora_core.adapter import Adapter

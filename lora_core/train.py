@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lora_core.checkpoint import restore_checkpoint, save_checkpoint
+from lora_core.checkpoint import find_checkpoint, restore_checkpoint, save_checkpoint
 from lora_core.errors import UserError, unknown
 from lora_core.evaluate import mean_loss, spread
 from lora_core.machine import keep_heap
 from lora_core.objective import Objective, batches_of, objective_for
 from lora_core.preference import BETA
+from lora_core.sealed import remove
 from lora_core.starts import from_gradient
 
 if TYPE_CHECKING:
@@ -183,7 +184,8 @@ def train(
                 the model and the rows
     tokenizer   the model's; None for the one that `load_model` left with the model
     stop        asked after every step; True ends the run and keeps the adapter
-    checkpoint  a file: written every config.checkpoint_every steps, and continued from when it is there
+    checkpoint  a file: written every config.checkpoint_every steps, and continued from when it is there. The one before
+                it stays beside it, for the case that the last one is damaged; both go when the run is done
 
     Adam's statistics and the factors are float32. A loss or gradient that is not finite ends the run with reason
     "diverged" and the factors of the last step whose loss was finite. Raises UserError for a task without rows, and
@@ -206,10 +208,12 @@ def train(
     optimizer = torch.optim.AdamW(parameter_groups(adapter, config), lr=config.lr, fused=_can_fuse(params))
     torch.manual_seed(config.seed)  # dropout
     order = batches_of(objective, items, config.batch_size, config.seed)
-    start, tokens, train_s, base_loss = 0, 0, 0.0, None
+    start, tokens, train_s, base_loss, remark = 0, 0, 0.0, None, None
     file = Path(checkpoint) if checkpoint else None
-    if file and file.exists():
-        start, tokens, train_s, base_loss = restore_checkpoint(file, adapter, optimizer, config, objective.name)
+    if file and (found := find_checkpoint(file)):
+        start, tokens, train_s, base_loss, remark = restore_checkpoint(
+            found, adapter, optimizer, config, objective.name
+        )
         for _ in range(start * config.accumulate):
             next(order)
     elif adapter.spec.init == "gradient" and all(adapter.factors(k).untouched for k in adapter.sites):
@@ -242,7 +246,7 @@ def train(
                 at = time.perf_counter()
                 base_loss = held_loss = mean_loss(objective, held)
                 eval_s = time.perf_counter() - at
-        yield event("base", loss=base_loss, held_loss=base_loss)
+        yield event("base", loss=base_loss, held_loss=base_loss, message=remark)
         for step in range(start + 1, config.steps + 1):
             at = time.perf_counter()
             model.train()
@@ -307,7 +311,7 @@ def train(
             "end", loss=held_loss, held_loss=held_loss, reason=reason, message=message, norms=update_norms(adapter)
         )
         if file and reason == "done":
-            file.unlink(missing_ok=True)
+            remove(file)
     finally:
         heap.close()
         for p in params:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,13 +14,15 @@ from typing import Any
 
 from app.runs.folder import CHECKPOINT
 from app.runs.run import RunRequest
+from lora_core.home import write
+from lora_core.sealed import newest, remove, save_sealed
 
 ROOT = Path(__file__).parent.parent
 STAND_IN = (sys.executable, "-m", "tests.runs_kit")
 
 
 def request(steps: int = 20, **more: Any) -> RunRequest:
-    """A small request; `config` may hold what the stand-in understands (step_s, fail_at, size)."""
+    """A small request; `config` may hold what the stand-in understands (step_s, fail_at, size, trace, …)."""
     config = {"steps": steps, "seed": 0} | more.pop("config", {})
     return RunRequest(**{"model": "stand-in", "task": "pirate", "config": config} | more)
 
@@ -37,12 +40,8 @@ class StandIn:
         self.sum, self.start = 0, 0
         if self.config.get("wrong"):
             raise UserError("no model 'stand-in'")
-        if self.file.exists():
-            from safetensors import safe_open
-
-            with safe_open(str(self.file), "np") as f:
-                state = json.loads(f.metadata()["state"])
-            self.sum, self.start = state["sum"], state["step"]
+        if (found := newest(self.file)) is not None:
+            self.sum, self.start = found.state["sum"], found.step
 
     def train(self, stop: Callable[[], bool]) -> Iterator[dict[str, Any]]:
         steps = self.config["steps"]
@@ -59,7 +58,14 @@ class StandIn:
                 raise RuntimeError("the wheel came off\nof the wagon")
             if step == self.config.get("press_at"):
                 raise KeyboardInterrupt
+            if step == self.config.get("die_at") and not self.start:
+                os.kill(os.getpid(), signal.SIGKILL)  # as the system does where memory runs out
+            if step == self.config.get("hang_at") and not self.start:
+                time.sleep(600)
             self.sum += step
+            if trace := self.config.get("trace"):  # who trained which step, in the order of time
+                with open(trace, "a", encoding="utf-8") as f:
+                    f.write(f"{self.file.parent.name} {os.getpid()} {step}\n")
             yield event("step", step=step, loss=3.0 - 2.0 * step / steps)
             if step % 5 == 0 and step < steps:
                 self.checkpoint(step)
@@ -69,21 +75,18 @@ class StandIn:
         yield event("held", step=step, held_loss=1.0)
         yield event("end", step=step, held_loss=1.0, loss=1.0, reason=reason, train_s=0.5, tokens_per_s=100.0)
         if reason == "done":
-            self.file.unlink(missing_ok=True)
+            remove(self.file)
 
     def checkpoint(self, step: int) -> None:
         import numpy as np
-        from safetensors.numpy import save
 
-        state = json.dumps({"step": step, "sum": self.sum})
-        part = self.file.with_name(f".{self.file.name}.part")
-        part.write_bytes(save({"x": np.zeros(self.config.get("size", 4), np.uint8)}, {"state": state}))
-        os.replace(part, self.file)
+        content = np.full(self.config.get("size", 4), step % 251, np.uint8)
+        save_sealed(self.file, {"x": content}, {"step": step, "sum": self.sum})
 
     def save(self, folder: Path, info: Mapping[str, Any]) -> None:
         folder.mkdir()
         for name, text in (("a.json", json.dumps({"sum": self.sum})), ("b.json", json.dumps(info))):
-            (folder / name).write_text(text + " " * self.config.get("size", 0))
+            write(folder / name, (text + " " * self.config.get("size", 0)).encode())
 
     def score(self, stop: Callable[[], bool]) -> dict[str, Any] | None:
         return {"name": "exact match", "base": {"exact match": 0.0}, "adapted": {"exact match": 0.5}, "rows": 16}

@@ -258,8 +258,7 @@ def with_own_names(note: str, request: RunRequest) -> str:
 
 def copy_adapter(adapter: Path, out: Path) -> None:
     """Copy an adapter's files to a folder, each whole before it takes its name."""
-    from lora_core.home import writing
-    from lora_core.saving import write
+    from lora_core.home import write, writing
 
     with writing(out):
         for file in sorted(adapter.iterdir()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import time
@@ -16,7 +15,8 @@ import apsw
 
 from app.runs import events
 from lora_core.errors import UserError, unknown
-from lora_core.home import WHY, sync_folder
+from lora_core.home import WHY, sync_folder, write
+from lora_core.sealed import newest, put_aside
 
 ADAPTER, CHECKPOINT, LOG = "adapter", "checkpoint.safetensors", "log.txt"
 
@@ -35,7 +35,7 @@ def copy_data(source: Path, folder: Path, name: str) -> None:
         raise UserError(f"cannot read {source}: {error.strerror or error}") from error
     if len(data) > MOST_BYTES:
         raise UserError(f"{source.name} is larger than {MOST_BYTES // 2**20} MB; give a smaller file")
-    (folder / f"{name}{suffix}").write_bytes(data)
+    write(folder / f"{name}{suffix}", data)
 
 
 def save_adapter(folder: Path, save: Callable[[Path], object]) -> None:
@@ -44,6 +44,7 @@ def save_adapter(folder: Path, save: Callable[[Path], object]) -> None:
     shutil.rmtree(new, ignore_errors=True)
     try:
         save(new)
+        sync_folder(new)
         if final.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.rename(final, old)
@@ -65,31 +66,26 @@ def tidy(folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(folder / f".{ADAPTER}.new", ignore_errors=True)
     for part in folder.glob(".*.part"):
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
-def trim(folder: Path) -> list[dict[str, Any]]:
-    """Drop the events that will come again, so that a resumed run's curve has each step once; gives those that stay."""
-    step = checkpoint_step(folder / CHECKPOINT)
+def trim(folder: Path) -> tuple[list[dict[str, Any]], str | None]:
+    """Drop the events that will come again, so that a resumed run's curve has each step once.
+
+    Gives those that stay, and a remark when a damaged checkpoint was put aside and the one before it is taken.
+    """
+    torn = put_aside(folder / CHECKPOINT)
+    found = newest(folder / CHECKPOINT)
 
     def stays(event: dict[str, Any]) -> bool:
-        return step is not None and event.get("step", 0) <= step and event.get("kind") in ("base", "step", "held")
+        if found is None or event.get("kind") not in ("base", "step", "held"):
+            return False
+        return event.get("step", 0) <= found.step
 
-    return events.keep(folder / events.NAME, stays)
-
-
-def checkpoint_step(path: Path) -> int | None:
-    """The step that a checkpoint was written after; None when there is none. An unreadable one is put aside."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.exists():
-        return None
-    try:
-        with safe_open(str(path), "np") as f:
-            return int(json.loads((f.metadata() or {})["state"])["step"])
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
-        os.replace(path, path.with_name(f"damaged-{path.name}"))
-        return None
+    kept = events.keep(folder / events.NAME, stays)
+    where = f"goes on from step {found.step}, the checkpoint before" if found else "begins anew"
+    return kept, f"the last checkpoint was damaged and is put aside: the run {where}" if torn else None
 
 
 def sentence(error: BaseException, folder: Path) -> str:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -60,6 +61,16 @@ class Lock:
                     return False
                 time.sleep(0.02)
 
+    @property
+    def good(self) -> bool:
+        """Whether it is held, and its file is still the one of that name (the folder may have been deleted)."""
+        if self.fd < 0:
+            return False
+        try:
+            return os.path.samestat(os.fstat(self.fd), os.stat(self.path))
+        except OSError:
+            return False
+
     def release(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
@@ -88,11 +99,46 @@ def alive(folder: Path, pid: int | None, process: str | None) -> bool:
     return held(folder)
 
 
-class Heartbeat:
-    """Touches a file once a second from a thread, so that others see a process that hangs from one that works."""
+def suspended(pid: int) -> bool:
+    """Whether somebody has stopped a process for a while (Ctrl-Z in a terminal, a debugger)."""
+    try:
+        return psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    except (psutil.Error, ValueError):
+        return False
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / HEARTBEAT
+
+class Signs:
+    """Signs of life of the thread that trains: `seen()` at each; `quiet` when the next one is long overdue.
+
+    A step may take milliseconds or a minute, so overdue is twenty times the longest wait so far, and ten minutes at
+    least. While `patient` (a model is fetched and loaded, which takes what it takes) nothing is overdue.
+    """
+
+    LEAST_S, TIMES = 600.0, 20.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock, self.patient = clock, False
+        self.last, self.longest = clock(), 0.0
+
+    def seen(self) -> None:
+        now = self.clock()
+        if not self.patient:
+            self.longest = max(self.longest, now - self.last)
+        self.last = now
+
+    @property
+    def quiet(self) -> bool:
+        return not self.patient and self.clock() - self.last > max(self.LEAST_S, self.TIMES * self.longest)
+
+
+class Heartbeat:
+    """Writes the time into a file once a second from a thread, so that others see a process that hangs.
+
+    Not while the `signs` of the training thread are overdue. The time is that of the clock that nobody sets.
+    """
+
+    def __init__(self, folder: Path, signs: Signs | None = None) -> None:
+        self.path, self.signs = folder / HEARTBEAT, signs
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -106,18 +152,26 @@ class Heartbeat:
 
     def _beat(self) -> None:
         while True:
-            with suppress(OSError):
-                self.path.touch()
+            if self.signs is None or not self.signs.quiet:
+                with suppress(OSError), open(self.path, "r+b" if self.path.exists() else "wb") as f:
+                    f.write(b"%020.3f" % time.monotonic())  # over the old one: a full disk has room for that
             if self.over.wait(BEAT_S):
                 return
 
 
-def heartbeat_age(folder: Path) -> float | None:
-    """Seconds since the last heartbeat, or None when there never was one."""
+def last_beat(folder: Path) -> float | None:
+    """When the last heartbeat was, on the monotonic clock of the machine; None when that is not known."""
     try:
-        return max(0.0, time.time() - (folder / HEARTBEAT).stat().st_mtime)
-    except OSError:
+        return float((folder / HEARTBEAT).read_bytes())
+    except (OSError, ValueError):
         return None
+
+
+def heartbeat_age(folder: Path) -> float | None:
+    """Seconds since the last heartbeat, whatever became of the clock; None when there was none since the start."""
+    beat = last_beat(folder)
+    age = None if beat is None else time.monotonic() - beat
+    return None if age is None or age < 0 else age  # below zero: the machine was started anew
 
 
 def oom_kills() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,17 +17,22 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import app
 from app.runs.experiments import working
-from app.runs.process import Lock, alive, oom_kills
+from app.runs.folder import tidy
+from app.runs.process import Lock, alive, identity, last_beat, oom_kills, suspended
 from app.runs.run import Run, Status
 from app.runs.store import RunStore
+from lora_core.errors import UserError
 from lora_core.home import home_path
 
 WORKER = (sys.executable, "-m", "app.runs.worker")
 TICK_S = 0.5
+HANG_S = 300.0  # without a heartbeat: the worker is ended
+ROOM = 16 << 20  # bytes that must be free on the disk before a run begins
 FORGOTTEN_S = 3600.0  # a run that was made, but neither queued nor begun for so long: its maker was killed
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 logger = logging.getLogger("lora_lab.queue")
@@ -40,6 +46,7 @@ class RunQueue:
         self.in_charge = Lock(store.root, "queue.lock")
         self.child: tuple[Run, subprocess.Popen[bytes]] | None = None  # the run as it was when it was launched
         self.kills = 0
+        self.silence: Silence | None = None
         self.wake, self.over = threading.Event(), threading.Event()
         self.thread: threading.Thread | None = None
         self.warned = ""
@@ -101,21 +108,48 @@ class RunQueue:
 
     def tick(self) -> None:
         """Look once: who is dead, and whether the next one can start."""
-        if self.in_charge.fd < 0 and not self.in_charge.take(0):
-            return
-        running = settle_dead(self.store, self._code, self.kills)
+        if not self.in_charge.good:
+            self.in_charge.release()
+            self.store.root.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it
+            if not self.in_charge.take(0):
+                return
+        running = settle_dead(self.store, self._why)
+        self._end_what_hangs(running)
         self._reap()
         if self.child is None and not running and not working(self.store.root.parent):
-            self.store.keep_ballast()
             for run in self.store.waiting()[:1]:
+                if (free := shutil.disk_usage(self.store.root).free) < ROOM:
+                    raise UserError(f"the disk has {free / 1e6:.0f} MB left; runs begin once it has {ROOM / 1e6:.0f}")
+                self.store.keep_ballast()
                 self._launch(run)
 
-    def _code(self, id: int) -> int | None:
-        """How the process of a run ended, asked when it is known to be dead; None where it was not our own."""
-        if self.child is None or self.child[0].id != id:
-            return None
-        with suppress(subprocess.TimeoutExpired):  # it let go of its lock a moment before it ended
-            return self.child[1].wait(1.0)
+    def _end_what_hangs(self, running: Sequence[Run]) -> None:
+        """End a worker that has given no sign of life for `HANG_S`; the next tick says so of its run."""
+        if not running:
+            self.silence = None
+        for run in running[:1]:
+            beat = last_beat(run.folder)
+            if self.silence is None or (self.silence.run, self.silence.beat) != (run.id, beat):
+                self.silence = Silence(run=run.id, beat=beat, last=time.monotonic())
+            # Adding up short spans: where this process or the whole machine stood still, nobody hung.
+            now = time.monotonic()
+            self.silence.seconds += min(now - self.silence.last, 4 * self.tick_s)
+            self.silence.last = now
+            hangs = beat is not None and self.silence.seconds > HANG_S
+            if hangs and run.pid and identity(run.pid) == run.process and not suspended(run.pid):
+                logger.warning("run %d gives no sign of life; its process is ended", run.id)
+                self.silence.ended = True
+                os.kill(run.pid, signal.SIGKILL)
+
+    def _why(self, id: int) -> tuple[Status, str]:
+        """How the process of a run ended, asked when it is known to be dead."""
+        if self.silence is not None and self.silence.run == id and self.silence.ended:
+            return "interrupted", f"it gave no sign of life for {HANG_S / 60:.0f} minutes and was ended"
+        code = None
+        if self.child is not None and self.child[0].id == id:  # else it was not our own
+            with suppress(subprocess.TimeoutExpired):  # it let go of its lock a moment before it ended
+                code = self.child[1].wait(1.0)
+        return how_it_died(code, self.kills)
 
     def _reap(self) -> None:
         if self.child is None:
@@ -136,7 +170,12 @@ class RunQueue:
         if env.get("LORA_LAB_HOME"):
             env["LORA_LAB_HOME"] = str(home_path())  # absolute: the worker's folder is another one
         self.kills = oom_kills()
-        with open(run.folder / "log.txt", "ab") as log:
+        try:
+            log = open(run.folder / "log.txt", "ab")
+        except FileNotFoundError:
+            self.store.settle(run, "failed", f"its folder {run.folder} is gone")
+            return
+        with log:
             process = subprocess.Popen(
                 [*self.command, str(run.folder)],
                 stdin=subprocess.DEVNULL,
@@ -149,24 +188,45 @@ class RunQueue:
         self.child = (run, process)
 
 
-def settle_dead(store: RunStore, code: Callable[[int], int | None] = lambda _: None, kills: int = 0) -> list[Run]:
+@dataclass
+class Silence:
+    """How long a run has had the same last heartbeat, in seconds that the queue was there to see."""
+
+    run: int
+    beat: float | None
+    last: float
+    seconds: float = 0.0
+    ended: bool = False
+
+
+def settle_dead(store: RunStore, why: Callable[[int], tuple[Status, str]] | None = None) -> list[Run]:
     """Mark the runs whose process is dead; gives those that are really being trained. Any process may call this.
 
-    code   gives the exit status of a run's process as far as the caller was its parent
-    kills  `oom_kills()` from before
+    why: (status, one line) of a run whose process ended; the caller may have been its parent
     """
     living = []
     for run in store.list(limit=1000, status=("running",)):
         if alive(run.folder, run.pid, run.process):
             living.append(run)
             continue
-        status, error = how_it_died(code(run.id), kills)
-        if not store.settle(run, status, error) and store.get(run.id).status == "running":
+        status, error = why(run.id) if why else how_it_died(None)
+        if store.settle(run, status, error):
+            clean(run.folder)
+        elif store.get(run.id).status == "running":
             living.append(run)
     for run in store.list(limit=1000, status=("queued",)):
         if run.position is None and time.time() - run.created > FORGOTTEN_S:
             store.settle(run, "interrupted", "it was never begun")
     return living
+
+
+def clean(folder: Path) -> None:
+    """Remove what a dead worker left half-written, unless the run goes on already."""
+    lock = Lock(folder)
+    with suppress(OSError):
+        if lock.take(0):
+            tidy(folder)
+    lock.release()
 
 
 def how_it_died(code: int | None, kills: int = 0) -> tuple[Status, str]:

@@ -30,7 +30,7 @@ from app.runs.rows import COLUMNS, Wanted, page, run_of
 from app.runs.run import ENDED, RESUMABLE, Run, RunRequest, Status
 from lora_core.errors import UserError, unknown
 from lora_core.home import home as lab_home
-from lora_core.home import write_json, writing
+from lora_core.home import sync_folder, write_json, writing
 
 DATABASE, BALLAST = "runs.sqlite3", "ballast"
 BALLAST_BYTES = 1 << 18  # let go when the disk is full, so that the end of a run can still be written down
@@ -128,22 +128,38 @@ class RunStore:
                 write_json(new / "request.json", request.to_dict())
                 now = time.time()
                 with self.db.transaction(sure=True):
+                    queued = self._last(now) if queue else None
                     steps = request.config.get("steps", 0)
-                    values = (json.dumps(request.to_dict()), now, self._last(now) if queue else None, steps, owner)
-                    names = "request, created, queued, steps, owner"
-                    self.db.execute(f"INSERT INTO runs ({names}) VALUES (?, ?, ?, ?, ?)", values)
-                    id = self.db.connection.last_insert_rowid()
-                    if self.folder(id).exists():  # left by a database that was lost: those numbers are taken
-                        taken = max(int(p.name) for p in self.root.iterdir() if p.name.isdigit())
-                        self.db.execute("UPDATE runs SET id = ? WHERE id = ?", (taken + 1, id))
-                        self.db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'runs'", (taken + 1,))
-                        id = taken + 1
-                    os.rename(new, self.folder(id))
-                    new = self.folder(id)
+                    id = self._enter(new, request, {"created": now, "queued": queued, "steps": steps, "owner": owner})
             except BaseException:
                 shutil.rmtree(new, ignore_errors=True)
                 raise
         return self.get(id)
+
+    def adopt(self, folder: Path, request: RunRequest, values: Mapping[str, Any]) -> Run:
+        """Enter a run that was trained elsewhere and is over; its folder, made in the store's, gets its number.
+
+        values: the columns of its row, checked by the caller
+        """
+        ready = {k: json.dumps(v) if isinstance(v, dict) else v for k, v in values.items()}
+        with writing(self.root), self.db.told(), self.db.transaction(sure=True):
+            id = self._enter(folder, request, ready)
+        return self.get(id)
+
+    def _enter(self, folder: Path, request: RunRequest, values: Mapping[str, Any]) -> int:
+        """Within a transaction: a row and the folder's name, of which a power cut leaves both or none."""
+        row = {"request": json.dumps(request.to_dict()), **values}
+        sql = f"INSERT INTO runs ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})"
+        self.db.execute(sql, tuple(row.values()))
+        id = self.db.connection.last_insert_rowid()
+        if self.folder(id).exists():  # left by a database that was lost: those numbers are taken
+            taken = max(int(p.name) for p in self.root.iterdir() if p.name.isdigit())
+            self.db.execute("UPDATE runs SET id = ? WHERE id = ?", (taken + 1, id))
+            self.db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'runs'", (taken + 1,))
+            id = taken + 1
+        os.rename(folder, self.folder(id))
+        sync_folder(self.root)
+        return id
 
     def share(self, id: int, shared: bool = True) -> Run:
         """Let everybody in the room read a run, or its owner alone again."""

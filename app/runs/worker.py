@@ -20,7 +20,7 @@ import apsw
 
 from app.runs import events as event_files
 from app.runs.folder import ADAPTER, log, save_adapter, sentence, tidy, trim
-from app.runs.process import STOP, Heartbeat, Lock, be_modest
+from app.runs.process import STOP, Heartbeat, Lock, Signs, be_modest
 from app.runs.run import Run, Status, command_line
 from app.runs.session import OpenSession, Session, open_session
 from app.runs.store import RunStore
@@ -55,12 +55,13 @@ def run_here(store: RunStore, run_id: int, on_event: Callable[[Event], None] | N
         with writing(run.folder):
             (run.folder / STOP).unlink(missing_ok=True)
             tidy(run.folder)
-            kept = trim(run.folder)
+            kept, remark = trim(run.folder)
         claimed = store.claim(run_id, resume=resume)
         if claimed is None:
             raise UserError(f"run {run_id} is not to be trained any more")
-        with _signals() as signals, Heartbeat(run.folder):
-            Training(store, claimed, kept, on_event, signals).go(session)
+        signs = Signs()
+        with _signals() as signals, Heartbeat(run.folder, signs):
+            Training(store, claimed, kept, on_event, signals, signs, remark).go(session)
         return store.get(run_id)
     finally:
         lock.release()
@@ -98,9 +99,11 @@ class Training:
     """One attempt at a run."""
 
     def __init__(self, store: RunStore, run: Run, kept: list[Event], on_event: Callable[[Event], None] | None,
-                 signals: Signals) -> None:  # fmt: skip
+                 signals: Signals, signs: Signs, remark: str | None = None) -> None:  # fmt: skip
         self.store, self.run, self.kept, self.on_event, self.signals = store, run, kept, on_event, signals
-        self.began, self.noted = time.time(), 0.0
+        self.signs, self.remark = signs, remark
+        self.began, self.noted = time.monotonic(), 0.0
+        self.every = int(run.request.config.get("checkpoint_every", 0)) or 10
         self.offset_s = max((e.get("seconds", 0.0) for e in kept), default=0.0)
         self.start = max((e.get("step", 0) for e in kept), default=0)
         self.writer: event_files.EventWriter | None = None
@@ -125,12 +128,18 @@ class Training:
 
     def _train(self, session: OpenSession) -> tuple[Status, str | None]:
         self._status("loading", f"loading {self.run.request.model}")
+        self.signs.patient = True  # a model may have to be fetched first
         self.session = session(self.run.request, self.run.folder)
-        self._status("training", "continuing from the last checkpoint" if self.kept else "scoring the base model")
+        self.signs.seen()
+        self.signs.patient = False
+        usual = "continuing from the last checkpoint" if self.kept else "scoring the base model"
+        self._status("training", self.remark or usual)
         end: Event | None = None
         for event in self.session.train(self._stop):
             event["seconds"] = round(event.get("seconds", 0.0) + self.offset_s, 3)
             if event["kind"] == "base" and any(e["kind"] == "base" for e in self.kept):
+                if event.get("message"):  # another processor or another version than before
+                    self._status("training", event["message"])
                 continue  # a resumed run says again what the base was
             self._note(event)
             if event["kind"] == "end":
@@ -162,7 +171,7 @@ class Training:
             result |= self.session.facts() if self.session else {}
         if self.effect is not None:
             result["effect"] = self.effect
-        result["wall_s"] = round(time.time() - self.began, 3)
+        result["wall_s"] = round(time.monotonic() - self.began, 3)
         if self.writer is not None:
             self.writer.sync()
             self.writer.close()
@@ -177,6 +186,7 @@ class Training:
 
     # ---- pieces
     def _stop(self) -> bool:
+        self.signs.seen()
         return self.signals.asked or (self.run.folder / STOP).exists()
 
     def _stopped_by_signal(self) -> bool:
@@ -184,7 +194,10 @@ class Training:
 
     def _append(self, event: Event) -> None:
         assert self.writer is not None
+        self.signs.seen()
         self.writer.append(event)
+        if event["kind"] == "step" and event["step"] % self.every == 0:
+            self.writer.sync()  # a checkpoint may be written next: the disk is to have the curve up to it
         if self.on_event is not None:
             self.on_event(event)
 
