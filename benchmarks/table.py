@@ -45,7 +45,21 @@ def table() -> str:
         )
     note = ("Medians, on " + "; ".join(f"{letter}: {chip}" for chip, letter in chips.items())
             + ". Trainer with PEFT ran in whichever of float32 and bfloat16 is faster there.")  # fmt: skip
-    return "\n".join([*out, "", note])
+    return "\n".join([*out, "", note, *growth()])
+
+
+def growth() -> list[str]:
+    """Where the laws of docs/growth.svg hold, in words."""
+    words = {"rank": "rank", "length": "tokens in a row", "size": "parameters"}
+    said = []
+    for f in [RESULTS / "growth.jsonl"] if (RESULTS / "growth.jsonl").exists() else []:
+        newest = {line["row"]: line for line in map(json.loads, f.read_text().splitlines())}
+        for row, g in newest.items():
+            shares = [m / w for m, w in zip(g["peak_bytes"], g["foretold_bytes"], strict=True)]
+            law = " and ".join(f"parts from its law at {v} ({why})" for v, why in g["breaks"]) or "follows its law"
+            said.append(f"With {words[row.split()[1]]} ({g['at'][0]} to {g['at'][-1]}) a step's time {law}; "
+                        f"the peak of memory is {min(shares):.2f} to {max(shares):.2f} of the budget's.")  # fmt: skip
+    return ["", "![How a step's cost grows](docs/growth.svg)", "", *said] if said else []
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lora_core import fast_encoder
 from lora_core.errors import UserError, unknown
 from lora_core.objective import Batch, is_classifier, wide
 from lora_core.tasks.task import labels_of
@@ -104,7 +105,7 @@ class Classification:
 
     def logits(self, ids: Tensor, mask: Tensor) -> Tensor:
         """(rows, labels), at least float32."""
-        return wide(cast(Any, self.model)(input_ids=ids, attention_mask=mask).logits)
+        return wide(fast_encoder.logits(self.model, ids, mask))
 
     def loss(self, batch: TextBatch) -> Tensor:
         return F.cross_entropy(self.logits(batch.ids, batch.mask), batch.labels, reduction="sum")

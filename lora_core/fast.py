@@ -271,7 +271,7 @@ def short_of_even(x: Tensor, n: int | None = None) -> int:
     return -(len(x) if n is None else n) % EVEN if dear else 0
 
 
-def _others(places: Tensor, n: int, total: int) -> Tensor:
+def others(places: Tensor, n: int, total: int) -> Tensor:
     """`places` and n more of 0 … total − 1, all different, as far as there are others."""
     if not n:
         return places
@@ -297,7 +297,7 @@ def looks_like_llama(model: nn.Module) -> bool:
 
 def loss_of(head: nn.Module, h: Tensor, targets: Tensor) -> Tensor | None:
     """The sum of losses of h (n, hidden) under a frozen head without bias; None where the head is something else."""
-    if type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad or _watched(head):
+    if type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad or watched(head):
         return None
     return cast(Tensor, Loss.apply(h, head.weight, targets))
 
@@ -320,8 +320,8 @@ def body(model: nn.Module) -> Body | None:
         if tree is None or parts > 1:
             return _run(base, ids, at, tree)
         like = base.embed_tokens.weight
-        first = _others(tree.first, short_of_even(like, len(tree.first)), ids.numel())
-        more = _others(at, short_of_even(like, len(at)), ids.numel())
+        first = others(tree.first, short_of_even(like, len(tree.first)), ids.numel())
+        more = others(at, short_of_even(like, len(at)), ids.numel())
         return _run(base, ids, more, Tree(first, tree.of))[: len(at)]
 
     if model not in _probed:
@@ -435,22 +435,27 @@ def _base(model: nn.Module) -> Any:
 
 def _watched_inside(base: Any) -> bool:
     layers = base.layers[: base.config.num_hidden_layers]
-    return _watched(base) or any(_watched(m) for layer in layers for m in (layer, layer.self_attn, layer.mlp))
+    return watched(base) or any(watched(m) for layer in layers for m in (layer, layer.self_attn, layer.mlp))
 
 
 def _norm(module: Any, x: Tensor, decoding: bool = False) -> Tensor:
-    if Adapted in type(module).__bases__ or _watched(module) or module.weight.requires_grad:
+    if Adapted in type(module).__bases__ or watched(module) or module.weight.requires_grad:
         return module(x)
     if decoding:  # twice as quick for a few tokens; other last bits than training's
         return F.rms_norm(x, (x.shape[-1],), module.weight, module.variance_epsilon)
     return cast(Tensor, Norm.apply(x, module.weight, module.variance_epsilon))
 
 
-def _watched(module: Any) -> bool:
+def watched(module: Any) -> bool:
     """Whether somebody waits for a call of this very module: a hook, gradient checkpointing, or a prefix."""
+    return (hooked(module) or getattr(module, "gradient_checkpointing", False)
+            or isinstance(module, Adapted) and any(True for _ in module.active()))  # fmt: skip
+
+
+def hooked(module: Any) -> bool:
+    """Whether somebody looks at what goes into this module or comes out."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-                or module._backward_pre_hooks or getattr(module, "gradient_checkpointing", False)
-                or isinstance(module, Adapted) and any(True for _ in module.active()))  # fmt: skip
+                or module._backward_pre_hooks)  # fmt: skip
 
 
 def _windowed(config: Any) -> bool:

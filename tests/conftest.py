@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Generator
+from typing import Any
 
 import pytest
 
@@ -23,34 +25,35 @@ def _threads(request: pytest.FixtureRequest) -> None:
         sys.modules["torch"].set_num_threads(os.cpu_count() or 1 if "real" in request.node.path.name else 1)
 
 
-SKIPPED = pytest.StashKey[int]()
-GENERATED: dict[str, int] = {}  # how many cases hypothesis made for each test
+NO_BROWSER = "no browser found"
 
 
-def pytest_runtest_teardown(item: pytest.Item) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Tells with the report how many cases hypothesis made for the test; the report may come from another process."""
     statistics = getattr(item, "hypothesis_statistics", "")
-    cases = sum(map(int, re.findall(r"(\d+) passing", statistics)))
-    if cases:
-        GENERATED[item.nodeid] = cases
+    if call.when == "call" and (cases := sum(map(int, re.findall(r"(\d+) passing", statistics)))):
+        item.user_properties.append(("cases", cases))
+    return (yield)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Without a browser its tests are skipped on a person's machine, and fail where CI=true."""
     wanted = [item for item in items if item.get_closest_marker("browser")]
     if not wanted or browser_path():
         return
     if os.environ.get("CI") == "true":
-        raise pytest.UsageError("no browser found: in CI the browser tests must run (scripts/browser.sh gets one)")
-    config.stash[SKIPPED] = len(wanted)
+        raise pytest.UsageError(f"{NO_BROWSER}: in CI the browser tests must run (scripts/browser.sh gets one)")
     for item in wanted:
-        item.add_marker(pytest.mark.skip(reason="no browser found"))
+        item.add_marker(pytest.mark.skip(reason=NO_BROWSER))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    count = config.stash.get(SKIPPED, 0)
-    if count:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    stats = terminalreporter.stats
+    if count := sum(NO_BROWSER in str(r.longrepr) for r in stats.get("skipped", ())):
         terminalreporter.section("BROWSER TESTS SKIPPED", red=True)
         terminalreporter.line(f"{count} browser tests did not run: no Chromium was found.")
         terminalreporter.line("`make browser` installs one, or set LORA_LAB_CHROMIUM to the one you have.")
-    if GENERATED:
-        terminalreporter.line(f"{sum(GENERATED.values()):,} generated cases in {len(GENERATED)} property tests")
+    passed = [dict(r.user_properties) for r in stats.get("passed", ())]
+    if cases := [p["cases"] for p in passed if "cases" in p]:
+        terminalreporter.line(f"{sum(cases):,} generated cases in {len(cases)} property tests")
