@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import sys
 import tempfile
 import threading
 import webbrowser
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from starlette.routing import Route
 
 from app.pages.assets import Assets
 from app.pages.guard import LOCAL, Guard
+from app.pages.keys import Keys
 from app.pages.lab import Lab
 from app.pages.session import ModelSession
 from app.pages.uploads import Uploads
@@ -32,17 +34,17 @@ from app.runs.experiments import ExperimentRunner, working
 from app.runs.queue import RunQueue
 from app.runs.store import RunStore
 from lora_core.errors import UserError
-from lora_core.home import home
 from lora_core.models import DEFAULT
 
 HERE = ("127.0.0.1", "localhost", "::1")
+ANY = ("0.0.0.0", "::")
+MOST_CONNECTIONS = 600  # what comes beside is told to come again (503)
 
 
 def create_app(store: RunStore, queue: RunQueue, *, session: ModelSession | None = None, model: str | None = DEFAULT,
-               hosts: tuple[str, ...] | None = LOCAL) -> Any:  # fmt: skip
-    """The ASGI app. model: what is loaded once the page answers; None for nothing. hosts: as for Guard."""
-    # Gradio's own folder for files: ours, and nobody else's
-    os.environ.setdefault("GRADIO_TEMP_DIR", str(private_folder()))
+               hosts: tuple[str, ...] = LOCAL, keys: Keys | None = None) -> Any:  # fmt: skip
+    """The ASGI app. model: what is loaded once the page answers; None for nothing. hosts and keys: as for Guard."""
+    os.environ["GRADIO_TEMP_DIR"] = str(private_folder(store.root.parent))  # its default is all programs' together
     import gradio as gr
 
     from app.pages import api, page
@@ -73,26 +75,32 @@ def create_app(store: RunStore, queue: RunQueue, *, session: ModelSession | None
                         ssr_mode=False, show_error=False, max_file_size="1kb", mcp_server=False, pwa=False,
                         theme=page.theme(), head=page.head(assets),
                         app_kwargs={"openapi_url": None, "docs_url": None, "redoc_url": None})  # fmt: skip
-    return Guard(outer, hosts)
+    return Guard(outer, hosts, keys)
 
 
-def serve(host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True) -> None:
-    """Run the page until Ctrl-C. Raises UserError when the port cannot be had."""
+def serve(host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True, *, allow: tuple[str, ...] = (),
+          new_key: bool = False) -> None:  # fmt: skip
+    """Run the page until Ctrl-C. Raises UserError when the port cannot be had.
+
+    host     other than this machine alone: only those come in who have the link with the key, which is printed
+    allow    more names that the page may be called by, beside those of this machine
+    new_key  the links of before, and whoever came in by them, are no longer let in
+    """
     import uvicorn
 
     listening = listen(host, port)
     bound = listening.getsockname()[1]
     store = RunStore()
     queue = RunQueue(store)
-    local = host in HERE
-    if not local:
-        print(f"LoRA Lab: {host} can be reached by others, and there is no password: whoever reaches this port can "
-              "use the page", file=sys.stderr)  # fmt: skip
-    app = create_app(store, queue, hosts=LOCAL if local else None)
-    shown = f"[{host}]" if ":" in host else "127.0.0.1" if host in ("0.0.0.0", "localhost") else host
-    address = f"http://{shown}:{bound}"
+    keys = None if host in HERE else Keys.kept(store.root.parent, new=new_key)
+    app = create_app(store, queue, hosts=names(host, allow), keys=keys)
+    address = f"http://{shown(host)}:{bound}" + (f"/?key={keys.host}" if keys else "")
+    if keys:
+        print("LoRA Lab: others can reach this address. Whoever has the link below may see and do all that you may; "
+              "it travels without encryption, so keep to a network that you trust", file=sys.stderr)  # fmt: skip
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=2,
-                                           server_header=False, date_header=False))  # fmt: skip
+                                           server_header=False, date_header=False, proxy_headers=False,
+                                           limit_concurrency=MOST_CONNECTIONS))  # fmt: skip
     threading.Thread(target=tell, args=(server, address, open_browser), name="tell", daemon=True).start()
     logging.getLogger("lora_lab").setLevel(logging.INFO)
     try:
@@ -132,11 +140,42 @@ def listen(host: str, port: int) -> socket.socket:
     return found
 
 
-def private_folder() -> Path:
-    """A folder below ours for what Gradio writes; somewhere temporary when ours cannot be written."""
+def names(host: str, allow: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """What a request may call this server, as in a Host header without its port: the names and addresses of the
+    machine that it can be reached by at `host`, and those allowed beside. Raises UserError for what is no name."""
+    found = list(LOCAL)
+    if host not in HERE:
+        import psutil
+
+        found += [socket.gethostname().lower(), f"{socket.gethostname().lower().partition('.')[0]}.local"]
+        found += [host.lower()] if host not in ANY else [
+            a.address.partition("%")[0] for each in psutil.net_if_addrs().values() for a in each
+            if a.family in (socket.AF_INET, socket.AF_INET6)]  # fmt: skip
+    for name in allow:
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,250}[A-Za-z0-9])?", name):
+            raise UserError(f"'{name}' is no name of a machine; a name such as lab.example is, without port or slash")
+    found += [n.lower() for n in allow]
+    return tuple(dict.fromkeys(f"[{n}]" if ":" in n and not n.startswith("[") else n for n in found))
+
+
+def shown(host: str) -> str:
+    """The address in a link: of a server that listens everywhere, the one by which this machine reaches others."""
+    if host in ("localhost", *HERE[:1]):
+        return "127.0.0.1"
+    if host in ANY:
+        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: it only chooses the way
+            return probe.getsockname()[0]
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def private_folder(home: Path) -> Path:
+    """A folder below ours for what Gradio writes, for us alone; somewhere temporary when ours cannot be written."""
+    folder = home / "gradio"
     try:
-        folder = home() / "gradio"
-        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
         return folder
-    except (OSError, UserError):
+    except OSError:
         return Path(tempfile.mkdtemp(prefix="lora-lab-"))

@@ -19,21 +19,24 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 127.0.0.1 is this machine alone.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; when it is taken, the next free one.")] = 7860,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open the page in a browser.")] = False,
+    allow_host: Annotated[list[str] | None, typer.Option(help="Another name that the page is called by, such as that "
+                                                              "of a proxy; may be given several times.")] = None,
+    new_key: Annotated[bool, typer.Option("--new-key", help="Make new links; those of before let nobody in.")] = False,
 ) -> None:
     """The page: train, compare and look inside in a browser."""
     free = free_port(host, port)
     if free != port:
         say(f"port {port} is in use; taking port {free} instead")
     fetch_default()
-    start(host=host, port=free, open_browser=not no_browser)
+    start(host=host, port=free, open_browser=not no_browser, allow=tuple(allow_host or ()), new_key=new_key)
 
 
-def start(*, host: str, port: int, open_browser: bool) -> None:
+def start(*, host: str, port: int, open_browser: bool, allow: tuple[str, ...] = (), new_key: bool = False) -> None:
     """Run the page until it is stopped."""
     from app.server import serve as run
 
     with suppress(KeyboardInterrupt):  # Ctrl-C is how a page ends
-        run(host=host, port=port, open_browser=open_browser)
+        run(host=host, port=port, open_browser=open_browser, allow=allow, new_key=new_key)
 
 
 def free_port(host: str, port: int) -> int:

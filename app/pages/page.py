@@ -29,6 +29,8 @@ TABS = (("play", "Play"), ("adapt", "Adapt"), ("train", "Train"), ("compare", "C
         ("questions", "Questions"))
 FONTS = ["Inter", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "sans-serif"]
 PAPER, PAPER_DARK, INK, INK_DARK = "#f6f7f9", "#0b111e", "#0f172a", "#e8edf5"  # painted before the style sheet comes
+THREADS = 16  # of Gradio's callbacks; at its usual 40 they share the threads that answer everything else
+SESSIONS = 200  # that Gradio remembers; nothing precious is in them
 PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -49,6 +51,8 @@ def build(lab: Lab) -> gr.Blocks:
         # several at once, since a newer question ends the older one; the model itself is used by one at a time
         texts.submit(write, texts, texts, trigger_mode="multiple", concurrency_id="model", concurrency_limit=8,
                      **PRIVATE)  # fmt: skip
+    page.max_threads = THREADS
+    page.state_session_capacity = SESSIONS
     page.queue(api_open=False, max_size=64)
     return page
 
