@@ -53,6 +53,7 @@ class _Run:
         self.tokens, self.train_s = 0, 0.0
         self.held: float | None = None
         self.message: str | None = None
+        self.over = False
 
     def step(self, loss: float, lr: float, step: int) -> float | None:
         """One optimiser step, and the gradient's norm; None where the loss or the gradient is not finite."""
@@ -76,8 +77,12 @@ class _Run:
 
 def sweep(model: nn.Module, specs: Mapping[str, LoraSpec], task: Task, config: TrainConfig | None = None, *,
           objective: Objective | str | None = None, tokenizer: Any = None,
-          stop: Callable[[], bool] | None = None) -> Iterator[SweepEvent]:  # fmt: skip
+          stop: Callable[[], bool] | None = None,
+          leave: Callable[[str], bool] | None = None) -> Iterator[SweepEvent]:  # fmt: skip
     """Attach an adapter for every spec, {name: spec}, and train all of them; events of each as `train` gives them.
+
+    stop   asked after every step; True ends all of them and keeps the adapters
+    leave  asked after every step with each adapter's name; True ends that one, and the others go on
 
     The adapters stay attached and are off afterwards. Raises UserError as `attach` and `train` do, for a spec with
     dropout (whose draws would be others than in a run of its own), and for an objective that has no `losses`.
@@ -96,11 +101,12 @@ def sweep(model: nn.Module, specs: Mapping[str, LoraSpec], task: Task, config: T
         raise UserError(f"objective {goal.name!r} cannot train several adapters in one batch; train them one by one")
     for a in adapters:
         goal.check(a)
-    yield from _train(model, [_Run(a, config) for a in adapters], goal, task, config, stop)
+    yield from _train(model, [_Run(a, config) for a in adapters], goal, task, config, stop,
+                      leave or (lambda name: False))  # fmt: skip
 
 
 def _train(model: nn.Module, runs: list[_Run], goal: Any, task: Task, config: TrainConfig,
-           stop: Callable[[], bool] | None) -> Iterator[SweepEvent]:  # fmt: skip
+           stop: Callable[[], bool] | None, leave: Callable[[str], bool]) -> Iterator[SweepEvent]:  # fmt: skip
     items = goal.encode(task.train)
     held = goal.encode(spread(task.test, config.eval_rows))
     order = batches_of(goal, items, config.batch_size, config.seed)
@@ -132,7 +138,7 @@ def _train(model: nn.Module, runs: list[_Run], goal: Any, task: Task, config: Tr
         for step in range(1, config.steps + 1):
             picked = [[items[i] for i in indices] for indices in itertools.islice(order, config.accumulate)]
             lr = config.rate(step)
-            for group in _groups([r for r in runs if r.message is None], picked):
+            for group in _groups([r for r in runs if not r.over], picked):
                 at = time.perf_counter()
                 losses = _backward(model, group, goal, picked)
                 took = (time.perf_counter() - at) / len(group)
@@ -142,15 +148,21 @@ def _train(model: nn.Module, runs: list[_Run], goal: Any, task: Task, config: Tr
                     run.tokens += sum(len(e) for rows in picked for e in rows)
                     run.train_s += took + time.perf_counter() - at
                     if norm is None:
+                        run.over = True
                         yield event(run, "end", loss=run.held, held_loss=run.held, reason="diverged",
                                     message=run.message, norms=update_norms(run.adapter))  # fmt: skip
                         continue
                     yield event(run, "step", loss=loss, lr=lr, grad_norm=norm)
-            live = [r for r in runs if r.message is None]
+            live = [r for r in runs if not r.over]
             if held and step in config.eval_steps:
                 for run in live:
                     run.held = measure(run)
                     yield event(run, "held", held_loss=run.held)
+            for run in [r for r in live if step < config.steps and leave(r.adapter.name)]:
+                run.over, run.held = True, measure(run)
+                yield event(run, "end", loss=run.held, held_loss=run.held, reason="stopped",
+                            norms=update_norms(run.adapter))  # fmt: skip
+            live = [r for r in live if not r.over]
             if stop is not None and stop() and step < config.steps:
                 reason = "stopped"
                 for run in live:
@@ -159,7 +171,7 @@ def _train(model: nn.Module, runs: list[_Run], goal: Any, task: Task, config: Tr
             if not live:
                 break
         for run in runs:
-            if run.message is None:
+            if not run.over:
                 yield event(run, "end", loss=run.held, held_loss=run.held, reason=reason,
                             norms=update_norms(run.adapter))  # fmt: skip
 

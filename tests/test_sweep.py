@@ -97,3 +97,22 @@ def test_stop_keeps_what_there_is() -> None:
 def test_what_cannot_be_swept(specs: dict[str, lc.LoraSpec], says: str) -> None:
     with pytest.raises(lc.UserError, match=says):
         list(lc.sweep(tiny("llama"), specs, TASK, CONFIG, tokenizer=tiny_tokenizer()))
+
+
+def test_one_adapter_leaves_and_the_others_go_on() -> None:
+    model = tiny(FAMILIES[0], dtype=torch.float64)
+    specs = {n: SPECS[n] for n in ("r1", "r4")}
+    seen: list[Any] = []
+    gone: list[str] = []
+
+    def leave(name: str) -> bool:
+        gone.append(name)
+        return name == "r1" and sum(e.name == "r1" and e.event.kind == "step" for e in seen) == 2
+
+    for e in lc.sweep(model, specs, TASK, CONFIG, tokenizer=tiny_tokenizer(), leave=leave):
+        seen.append(e)
+    ends = {e.name: e.event for e in seen if e.event.kind == "end"}
+    assert (ends["r1"].reason, ends["r1"].step) == ("stopped", 2) and ends["r1"].held_loss is not None
+    assert (ends["r4"].reason, ends["r4"].step) == ("done", 4) and gone.count("r1") == 2
+    _, events = alone(tiny(FAMILIES[0], dtype=torch.float64), "r4", SPECS["r4"], CONFIG, tokenizer=tiny_tokenizer())
+    assert ends["r4"].held_loss == pytest.approx(events[-1].held_loss, rel=1e-6)  # as if it had been alone

@@ -29,6 +29,7 @@ from lora_core.home import writing
 
 NOTE_S = 0.5  # between two notes of the step in the store; the events have every step
 SCORE_S, STOPPED_SCORE_S = 60.0, 15.0  # a score that takes longer is left out; Compare can still make one
+TOGETHER = "together.json"  # in a run's folder: the runs that one process trains with it
 NOT_MINE = 3  # exit status of a worker whose run somebody else has, or nobody wants any more
 Event = dict[str, Any]
 
@@ -44,6 +45,19 @@ def run_here(store: RunStore, run_id: int, on_event: Callable[[Event], None] | N
     resume   False: only a run that waits in the queue, not one that ended meanwhile
     session  what is trained; tests have one without a model
     """
+    with claimed(store, run_id, resume) as (run, kept, remark), noted_signals() as signals:
+        signs = Signs()
+        with Heartbeat(run.folder, signs):
+            Training(store, run, kept, on_event, signals, signs, remark).go(session)
+    return store.get(run_id)
+
+
+@contextmanager
+def claimed(store: RunStore, run_id: int, resume: bool = True) -> Iterator[tuple[Run, list[Event], str | None]]:
+    """Make a run this process's own for the block: (the run, the events that stay, what to remark of them).
+
+    Raises UserError when it cannot be begun: it has ended, or is somebody else's.
+    """
     run = store.get(run_id)
     store.may_start(run)
     if not resume and run.status != "queued":
@@ -56,13 +70,10 @@ def run_here(store: RunStore, run_id: int, on_event: Callable[[Event], None] | N
             (run.folder / STOP).unlink(missing_ok=True)
             tidy(run.folder)
             kept, remark = trim(run.folder)
-        claimed = store.claim(run_id, resume=resume)
-        if claimed is None:
+        mine = store.claim(run_id, resume=resume)
+        if mine is None:
             raise UserError(f"run {run_id} is not to be trained any more")
-        signs = Signs()
-        with _signals() as signals, Heartbeat(run.folder, signs):
-            Training(store, claimed, kept, on_event, signals, signs, remark).go(session)
-        return store.get(run_id)
+        yield mine, kept, remark
     finally:
         lock.release()
 
@@ -75,7 +86,7 @@ class Signals:
 
 
 @contextmanager
-def _signals() -> Iterator[Signals]:
+def noted_signals() -> Iterator[Signals]:
     """SIGINT and SIGTERM are noted; a second SIGINT raises KeyboardInterrupt. Only the main thread may set handlers."""
     signals = Signals()
 
@@ -124,7 +135,7 @@ class Training:
         except BaseException as e:
             log(self.run.folder, traceback.format_exc())
             status, error = "failed", sentence(e, self.run.folder)
-        self._finish(status, error)
+        self.finish(status, error)
 
     def _train(self, session: OpenSession) -> tuple[Status, str | None]:
         self._status("loading", f"loading {self.run.request.model}")
@@ -134,21 +145,28 @@ class Training:
         self.signs.patient = False
         usual = "continuing from the last checkpoint" if self.kept else "scoring the base model"
         self._status("training", self.remark or usual)
-        end: Event | None = None
-        for event in self.session.train(self._stop):
-            event["seconds"] = round(event.get("seconds", 0.0) + self.offset_s, 3)
-            if event["kind"] == "base" and any(e["kind"] == "base" for e in self.kept):
-                if event.get("message"):  # another processor or another version than before
-                    self._status("training", event["message"])
-                continue  # a resumed run says again what the base was
-            self._note(event)
-            if event["kind"] == "end":
-                end = event
-                self._save()
-            self._append(event)
-        if end is None:
+        for event in self.session.train(self.stop_asked):
+            self.take(event)
+        return self.conclude()
+
+    def take(self, event: Event) -> None:
+        """Write down one event of the training; with "end" the adapter is saved first."""
+        event["seconds"] = round(event.get("seconds", 0.0) + self.offset_s, 3)
+        if event["kind"] == "base" and any(e["kind"] == "base" for e in self.kept):
+            if event.get("message"):  # another processor or another version than before
+                self._status("training", event["message"])
+            return  # a resumed run says again what the base was
+        self._note(event)
+        if event["kind"] == "end":
+            self.last = event
+            self._save()
+        self._append(event)
+
+    def conclude(self) -> tuple[Status, str | None]:
+        """How the run ended, measured where it ended well."""
+        end = self.last
+        if not end:
             raise RuntimeError("the training ended without its last event")
-        self.last = end
         if end["reason"] == "diverged":
             self._measure()
             return "diverged", end.get("message")
@@ -164,7 +182,7 @@ class Training:
                 self._save()
         return "interrupted", "interrupted from outside"
 
-    def _finish(self, status: Status, error: str | None) -> None:
+    def finish(self, status: Status, error: str | None) -> None:
         told = ("train_s", "tokens", "tokens_per_s", "seconds")
         result: Event = {k: self.last[k] for k in told if k in self.last}
         with suppress(Exception):
@@ -185,9 +203,12 @@ class Training:
             raise SystemExit(1) from None
 
     # ---- pieces
-    def _stop(self) -> bool:
+    def stop_asked(self) -> bool:
         self.signs.seen()
-        return self.signals.asked or (self.run.folder / STOP).exists()
+        asked = self.signals.asked or (self.run.folder / STOP).exists()
+        if asked and self.writer is not None:
+            self.writer.sync()  # as before every checkpoint
+        return asked
 
     def _stopped_by_signal(self) -> bool:
         return self.signals.asked and not (self.run.folder / STOP).exists()
@@ -240,7 +261,7 @@ class Training:
         """What the training did to the model; like the score it may be missing."""
         assert self.session is not None
         try:
-            self.effect = self.session.effect(self.store.events(self.run.id), self._stop)
+            self.effect = self.session.effect(self.store.events(self.run.id), self.stop_asked)
         except Exception:
             log(self.run.folder, traceback.format_exc())
 
@@ -254,7 +275,7 @@ class Training:
 
         def stop() -> bool:
             nonlocal cut
-            cut = "it was stopped" if self._stop() else "it took too long" if time.monotonic() > until else cut
+            cut = "it was stopped" if self.stop_asked() else "it took too long" if time.monotonic() > until else cut
             return bool(cut)
 
         try:
@@ -269,8 +290,11 @@ class Training:
             self._append({"kind": "score", **score})
 
 
-def main(arguments: list[str], session: OpenSession = open_session) -> int:
-    """The worker process. Exit status 0: the store says how the run ended; 3: the run was not to be trained here."""
+def main(arguments: list[str], session: OpenSession = open_session, open_sweep: Any = None) -> int:
+    """The worker process; a list of others in the run's folder means that they are trained with it.
+
+    Exit status 0: the store says how the run ended; 3: the run was not to be trained here.
+    """
     if len(arguments) != 1 or not Path(arguments[0]).name.isdigit():
         print("usage: python -m app.runs.worker RUN_FOLDER", file=sys.stderr)
         return 2
@@ -278,6 +302,11 @@ def main(arguments: list[str], session: OpenSession = open_session) -> int:
     be_modest()
     store = RunStore(folder.parent.parent)
     try:
+        if (folder / TOGETHER).exists():
+            from app.runs import together
+
+            together.train(store, folder, open_sweep)
+            return 0
         run_here(store, int(folder.name), resume=False, session=session)
     except UserError as error:
         print(error, file=sys.stderr)
