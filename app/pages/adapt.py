@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 
-from app.pages import help, words
+from app.pages import help, owners, words
 from app.pages.lab import Lab
 from app.runs.run import Run, describe
 from lora_core.errors import UserError
@@ -35,16 +35,18 @@ def boot(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     asked = run is not None
     run = run or lab.newest()
     own = run is not None and (asked or not run.recorded)
-    usual = run.request.model if run is not None and own else DEFAULT
+    there = lab.session.loaded
+    default = owners.usual(DEFAULT, there and there.name)
+    usual = owners.usual(run.request.model if run is not None and own else DEFAULT, there and there.name)
     name = query.get("model") or usual
     facts, fault = None, None
     try:
         facts = lab.session.facts(name, quick=True)
     except UserError as error:
         fault = str(error)
-        if name != DEFAULT:
+        if name != default:
             with suppress(UserError):
-                facts = lab.session.facts(DEFAULT, quick=True)
+                facts = lab.session.facts(default, quick=True)
     models = [{"name": m.name, "parameters": m.parameters, "cached": m.cached, "source": m.source, "about": m.about}
               for m in registry() if m.kind == "causal-lm"]  # fmt: skip
     base = form(lab, run if own else None, facts)

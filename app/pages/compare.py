@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
+from contextvars import copy_context
 from typing import Any
 
-from app.pages import held, words
+from app.pages import held, owners, words
 from app.pages.lab import Lab, task_of_run, title
 from app.pages.session import Loaded
 from app.pages.side import attached, sides_of, template_of
@@ -90,7 +91,7 @@ def stream(lab: Lab, asked: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     other, or sides [{run, setting}, …] (run None: the base); measure (whether losses are wanted); page and seq (echoed:
     the page drops older answers). Expected errors come as {"error"}.
     """
-    page, seq = str(asked.get("page", ""))[:40], asked.get("seq", 0)
+    page, seq = owners.page(asked.get("page")), asked.get("seq", 0)
     seq = seq if isinstance(seq, int) else 0
     TICKETS.take(page, seq)
     echo = {k: asked.get(k) for k in ("run", "prompt", "setting", "sides")} | {"seq": seq}
@@ -115,7 +116,8 @@ class Writer:
 
     def follow(self) -> Iterator[dict[str, Any]]:
         """What is new, as often as it changes and somebody looks."""
-        threading.Thread(target=self._work, name="compare", daemon=True).start()
+        work = copy_context().run  # whose question it is
+        threading.Thread(target=work, args=(self._work,), name="compare", daemon=True).start()
         while True:
             with self.change:
                 self.change.wait_for(lambda: self.news or self.over)
@@ -223,7 +225,7 @@ def speaks(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
     import lora_core as lc
 
     run, text = lab.run(body.get("run")), body.get("text")
-    page, seq = f"text-{str(body.get('page', ''))[:40]}", body.get("seq", 0)
+    page, seq = f"text-{owners.page(body.get('page'))}", body.get("seq", 0)
     seq = seq if isinstance(seq, int) else 0
     if not isinstance(text, str) or len(text) > MOST_PROMPT:
         raise UserError(f"a text of at most {MOST_PROMPT:,} characters is expected")

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from app.pages import held
+from app.pages import held, owners
 from app.pages.lab import Lab, title
 from app.pages.settings import STRENGTHS, Setting, cuts_of, setting_of
 from app.pages.train import grid
@@ -42,7 +42,8 @@ def save(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
     import lora_core as lc
     from lora_core.dials import losses_together
 
-    run = lab.run(body.get("run"))
+    run = owners.rows(lab.run(body.get("run")))
+    owners.may_keep(lab.store)
     cuts = cuts_of(run)
     setting = setting_of(cuts, body.get("setting"))
     if setting.base:
@@ -86,7 +87,8 @@ def made(lab: Lab, run: Run, rank: int, what: str) -> Run:
         own = getattr(request, name)
         if own and not Path(own).exists() and (copy := next(run.folder.glob(f"{name}.*"), None)):
             copies[name] = str(copy)
-    return lab.store.create(replace(request, spec=spec, title=f"{title(run)}, {what}", **copies))
+    return lab.store.create(replace(request, spec=spec, title=f"{title(run)}, {what}", **copies),
+                            owner=owners.owner())  # fmt: skip
 
 
 def told(setting: Setting, most: Mapping[str, int]) -> str:
@@ -107,7 +109,7 @@ def told(setting: Setting, most: Mapping[str, int]) -> str:
 
 def packed(lab: Lab, query: Mapping[str, str]) -> tuple[str, bytes]:
     """(name, zip) of a run's adapter folder, for download."""
-    run = lab.run(query.get("run"))
+    run = owners.taken(lab.run(query.get("run")))
     if run.adapter is None or not run.adapter.is_dir():
         raise UserError(f"{title(run)} has no adapter to take along")
     name = "recorded-adapter" if run.recorded else f"run-{run.id}-adapter"

@@ -8,9 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.pages import owners
 from app.pages.opened import Sets
 from app.pages.session import ModelSession
 from app.pages.uploads import Uploads
+from app.pages.visitor import asking
 from app.runs.experiments import ExperimentRunner
 from app.runs.queue import RunQueue
 from app.runs.run import Run
@@ -37,16 +39,24 @@ class Lab:
         return Sets(self.store.root.parent)
 
     def run(self, text: Any) -> Run:
-        """The run of a number that came with a request."""
+        """The run of a number that came with a request, if whoever asks may see it."""
         if isinstance(text, str) and text.isdigit() and len(text) < 16:
             text = int(text)
         if isinstance(text, bool) or not isinstance(text, int):
             raise UserError(f"'{text}' is no run; runs have numbers, such as 14")
-        return self.store.get(text)
+        return owners.found(self.store, text)
+
+    def own(self, text: Any) -> Run:
+        """The same to be changed: UserError for somebody else's."""
+        return owners.own(self.run(text))
+
+    def runs(self, limit: int) -> list[Run]:
+        """The newest runs that whoever asks may see."""
+        return owners.listed(self.store, limit)
 
     def newest(self) -> Run | None:
         """The run to show to somebody who asks for none: the latest of their own, else the recorded one."""
-        own = self.store.list(limit=1)
+        own = self.runs(1)
         return own[0] if own else self.store.recorded()
 
     def task(self, choice: Mapping[str, Any], tokenizer: Any = None) -> Task:
@@ -63,7 +73,7 @@ class Lab:
 
     def data_of(self, run: Run) -> tuple[str, str] | None:
         """(id, name) of a run's own file, put where the form can use it again; None for a built-in task."""
-        if run.request.data is None:
+        if run.request.data is None or not asking.get().may_see(run.owner):
             return None
         copy = run.folder / f"data{Path(run.request.data).suffix.lower()}"
         if not copy.exists():
@@ -82,6 +92,7 @@ def task_of_run(run: Run, tokenizer: Any = None) -> Task:
     """The task of a run, with the rows that it trained on and held out."""
     from app.runs.session import task_of
 
+    owners.rows(run)
     if run.request.task is not None:
         task = built_in(run.request.task, int(run.request.config.get("seed", 0)))
         return replace(task, template=run.request.template) if run.request.template else task

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from app import figures_beside
-from app.pages import words_spectra
+from app.pages import owners, words_spectra
 from app.pages.compare import Tickets
 from app.pages.lab import Lab
 from app.pages.pair import over
@@ -41,7 +41,7 @@ def look(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     page and seq. {"stale": true} for a question that a newer one overtook, {"away"} with a sentence where the base
     model is not here or is another one.
     """
-    page, seq = str(query.get("page", ""))[:40], int(query["seq"]) if str(query.get("seq", "")).isdigit() else 0
+    page, seq = owners.page(query.get("page")), int(query["seq"]) if str(query.get("seq", "")).isdigit() else 0
     part = query.get("part", "spectrum")
     if part not in PARTS:
         raise unknown("lens", str(part)[:40], PARTS)

@@ -15,7 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.pages.uploads import ID, OLD_S, safe_name
+from app.pages import owners
+from app.pages.uploads import ID, OLD_S, safe_name, swept
 from lora_core.errors import UserError
 from lora_core.home import read_json, write_json, writing
 
@@ -23,18 +24,20 @@ if TYPE_CHECKING:
     from app.pages.lab import Lab
     from lora_core.foreign import Opened
 
-MOST_BYTES = 2 << 30  # of one set
-MOST_TOTAL = 6 << 30  # of all sets
-MOST_FILES, MOST_SETS = 60, 20
+MOST_FILES = 60  # of one set
 TAKEN = (".safetensors", ".json", ".zip")
 ABOUT = "about.json"
 
 
 class Sets:
-    """The folder `opened` below LoRA Lab's home: one folder a set, with its files and what it is called."""
+    """The folder `opened` of whoever asks: one folder a set, with its files and what it is called."""
 
     def __init__(self, home: Path) -> None:
-        self.root = home / "opened"
+        self.home = home
+
+    @property
+    def root(self) -> Path:
+        return owners.folder(self.home) / "opened"
 
     async def take(self, set_id: str, name: str, chunks: AsyncIterator[bytes]) -> str:
         """The id of the set that the file went into: the one given, or a new one for "".
@@ -52,7 +55,8 @@ class Sets:
         if (folder / "files" / clean).exists():
             raise UserError(f"{clean} is there twice; an adapter has one file of a name")
         try:
-            room = min(MOST_BYTES - self._size(folder), MOST_TOTAL - self._size(self.root))
+            quota = owners.quota()
+            room = min(quota.set_bytes - self._size(folder), quota.all_sets - self._size(self.root))
             if len(list((folder / "files").iterdir())) >= MOST_FILES:
                 raise UserError(f"an adapter has a few files; of one set at most {MOST_FILES} are taken")
             await self._write(folder / "files" / clean, chunks, room)
@@ -66,15 +70,15 @@ class Sets:
     async def _write(self, path: Path, chunks: AsyncIterator[bytes], room: int) -> None:
         from lora_core.foreign import refuse_pickle
 
-        count = 0
+        count, quota = 0, owners.quota()
         with writing(self.root), open(path, "xb") as file:
             async for chunk in chunks:
                 if count == 0 and path.suffix.lower() != ".zip":
                     refuse_pickle(path, bytes(chunk[:8]))
                 count += len(chunk)
                 if count > room:
-                    raise UserError(f"{path.name} is too large: one adapter may have {MOST_BYTES >> 30} GiB, and all"
-                                    f" that are opened in a day {MOST_TOTAL >> 30}")  # fmt: skip
+                    raise UserError(f"{path.name} is too large: one adapter may have {quota.set_bytes >> 20} MiB, and"
+                                    f" all that are opened in a day {quota.all_sets >> 20}")  # fmt: skip
                 file.write(chunk)
 
     def _new(self) -> Path:
@@ -83,7 +87,7 @@ class Sets:
         with writing(self.root):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             kept = sorted((p for p in self.root.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime)
-            for old in kept[: max(0, len(kept) - MOST_SETS + 1)]:  # who opens the 21st has long left the first
+            for old in kept[: max(0, len(kept) - owners.quota().sets + 1)]:  # the oldest has long been left
                 shutil.rmtree(old, ignore_errors=True)
             (folder / "files").mkdir(mode=0o700, parents=True)
         return folder
@@ -102,11 +106,9 @@ class Sets:
         return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
     def sweep(self, older_s: float = OLD_S) -> None:
-        """Remove what is older than a day."""
-        with suppress(OSError):
-            for folder in self.root.iterdir():
-                if time.time() - folder.stat().st_mtime > older_s:
-                    shutil.rmtree(folder, ignore_errors=True)
+        """Remove what is older than a day, of everybody."""
+        for place in owners.folders(self.home):
+            swept(place / "opened", older_s)
 
     # ---- opening
     def open(self, set_id: str, name: str = "", base: str | None = None) -> tuple[Opened, str]:

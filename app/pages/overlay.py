@@ -48,7 +48,7 @@ def pareto(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     """Held-out loss against trainable parameters, of all ended runs on the same rows as `run`; and the front of those
     that no other run beats in both."""
     run = lab.run(query.get("run"))
-    known = [*lab.store.list(limit=MOST), *([r] if (r := lab.store.recorded()) else [])]
+    known = [*lab.runs(MOST), *([r] if (r := lab.store.recorded()) else [])]
     points = [{"run": r.id, "name": name(r), "says": describe(r), "trainable": r.result["trainable"], "loss": r.loss}
               for r in known if r.status in ENDED and r.loss is not None and r.step and r.result.get("trainable")
               and comparable(run, r)]  # fmt: skip

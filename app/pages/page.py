@@ -24,6 +24,7 @@ from gradio.themes import Base  # noqa: E402
 from app.pages import compare, train  # noqa: E402
 from app.pages.assets import Assets  # noqa: E402
 from app.pages.lab import Lab  # noqa: E402
+from app.pages.visitor import asked_by  # noqa: E402
 
 TABS = (("play", "Play"), ("adapt", "Adapt"), ("train", "Train"), ("compare", "Compare"), ("spectra", "Spectra"),
         ("questions", "Questions"))
@@ -45,8 +46,9 @@ def build(lab: Lab) -> gr.Blocks:
         part("spectra", {})
         part("questions", {})
 
-        def write(asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
-            yield from compare.stream(lab, asked if isinstance(asked, dict) else {})
+        def write(asked: dict[str, Any], request: gr.Request) -> Iterator[dict[str, Any]]:
+            who = request.request.scope["lora_lab.visitor"]  # type: ignore[union-attr]
+            yield from asked_by(who, compare.stream(lab, asked if isinstance(asked, dict) else {}))
 
         # several at once, since a newer question ends the older one; the model itself is used by one at a time
         texts.submit(write, texts, texts, trigger_mode="multiple", concurrency_id="model", concurrency_limit=8,

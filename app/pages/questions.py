@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app import figures_experiments
-from app.pages import words
+from app.pages import owners, words
 from app.pages.lab import Lab
 from app.runs.experiments import State
 from lora_core.errors import UserError
@@ -127,6 +127,7 @@ def takes(quick: bool, results: list[Result | None]) -> str:
 
 def start(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
     """Run it here, quick or full."""
+    owners.only_host("experiments take long")
     quick = body.get("quick")
     if not isinstance(quick, bool):
         raise UserError(f"quick is true or false; given {quick!r}")
@@ -135,5 +136,6 @@ def start(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stop(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
+    owners.only_host("experiments are the whole room's")
     lab.experiments.stop(str(body.get("name", "")))
     return states(lab, {})

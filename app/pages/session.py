@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from app.pages import owners
 from lora_core.errors import UserError
 from lora_core.home import home, read_json, write_json
 
@@ -71,6 +72,8 @@ class ModelSession:
         quick: while the default model is still being loaded, those of the last start will do.
         """
         if name in self.known:
+            if self.loaded is not None:
+                owners.may_load(name, self.names())
             return self.known[name]
         if quick and not self.ready.is_set():
             kept = read_kept(self.stamp)
@@ -81,6 +84,7 @@ class ModelSession:
     def load(self, name: str) -> dict[str, Any]:
         """Load a model, unless it is there, and give its facts."""
         with self.lock:
+            owners.may_load(name, self.names())
             loaded = self._load(name)
             if loaded.name not in self.known:
                 self.known[loaded.name] = self._facts(loaded)
@@ -89,6 +93,12 @@ class ModelSession:
                         write_json(home() / FACTS, {"stamp": self.stamp, "facts": self.known[loaded.name]})
             self.known[name] = self.known[loaded.name]
             return self.known[name]
+
+    def names(self) -> list[str]:
+        """What the loaded model is called: its own name first."""
+        if self.loaded is None:
+            return []
+        return [self.loaded.name, *(n for n, facts in self.known.items() if facts.get("name") == self.loaded.name)]
 
     def _load(self, name: str) -> Loaded:
         if self.loaded is not None and name in (self.loaded.name, self.known.get(name, {}).get("name")):

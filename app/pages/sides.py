@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app import figures_compare
-from app.pages import compare, held, words
+from app.pages import compare, held, owners, words
 from app.pages.lab import Lab, title
 from app.pages.side import Side, attached, other_run
 from app.pages.train import where
@@ -22,7 +22,7 @@ def others(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     """The runs that can stand beside one, the newest first: those of the same model that have an adapter."""
     run = lab.run(query.get("run"))
     recorded = lab.store.recorded()
-    found = [r for r in [*lab.store.list(limit=LISTED), *([recorded] if recorded else [])]
+    found = [r for r in [*lab.runs(LISTED), *([recorded] if recorded else [])]
              if r.adapter is not None and r.request.model == run.request.model]  # fmt: skip
     return {"run": run.id, "runs": [{"id": r.id, "name": name(r), "says": describe(r), "data": r.request.data_name,
                                      "loss": r.loss if r.step else None} for r in found]}  # fmt: skip
@@ -103,7 +103,7 @@ def summed(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
     other = other_run(lab, run, body.get("other"))
     if run.id == other.id:
         raise UserError("choose two adapters: one by itself has no sum")
-    page, seq = f"sum-{str(body.get('page', ''))[:40]}", body.get("seq", 0)
+    page, seq = f"sum-{owners.page(body.get('page'))}", body.get("seq", 0)
     seq = seq if isinstance(seq, int) else 0
     compare.TICKETS.take(page, seq)
     sides = [Side(), Side(run=run), Side(run=other), Side(run=run, plus=other)]

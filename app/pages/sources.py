@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from app.pages import owners
 from app.pages.lab import Lab, title
 from app.runs.run import Run
 from lora_core.errors import UserError
@@ -204,8 +205,8 @@ def of_opened(lab: Lab, set_id: str) -> Source:
         return Looked(found.stored)
 
     told = {"kind": found.kind, "metadata": found.metadata, "remarks": list(found.remarks), "base": found.base}
-    made = Source(key={"open": set_id}, stamp=f"opened:{set_id}:{found.base}", name=name, base=found.base, file=told,
-                  looked=make())  # fmt: skip
+    made = Source(key={"open": set_id}, stamp=f"opened:{set_id}:{found.base}", name=name, file=told,
+                  base=owners.may_name(found.base), looked=make())  # fmt: skip
     with _lock:
         _opened[set_id] = made
         while len(_opened) > KEPT // 2:

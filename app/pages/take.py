@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from app.pages import train
+from app.pages import owners, train
 from app.pages.lab import Lab, title
 from app.runs.run import Run
 from app.runs.tensorboard import event_file
@@ -36,7 +36,7 @@ def routes(lab: Lab) -> list[Route]:
 def giving(lab: Lab, file: Callable[[Lab, Run], Response]) -> Callable[[Request], Any]:
     async def endpoint(request: Request) -> Response:
         try:
-            return await run_in_threadpool(lambda: file(lab, lab.run(request.query_params.get("run"))))
+            return await run_in_threadpool(lambda: file(lab, owners.taken(lab.run(request.query_params.get("run")))))
         except UserError as error:
             return JSONResponse({"error": str(error), "field": ""}, 404)
 
@@ -87,7 +87,7 @@ def merge(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
 
     The last one is kept, so that a second download costs nothing; another run's makes room.
     """
-    run = lab.run(body.get("run"))
+    run = owners.taken(lab.run(body.get("run")))
     if run.adapter is None:
         raise UserError(f"{title(run)} has no adapter to merge")
     path, newest = place(lab, run), max(p.stat().st_mtime for p in run.adapter.iterdir())

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app import figures
-from app.pages import adapt, overlay, words
+from app.pages import adapt, overlay, owners, words
 from app.pages.lab import Lab, title
 from app.runs.run import Run, RunRequest, describe
 from lora_core.errors import UserError
@@ -42,6 +42,7 @@ def start(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
         spec = lc.LoraSpec.from_dict(body.get("spec") or {})
         config = lc.TrainConfig.from_dict(body.get("config") or {})
         lc.select(lab.session.shapes[facts["name"]], spec)
+        owners.may_begin(lab.store, config.to_dict())
         choice = body.get("data") or {}
         with lab.session.words:
             task = lab.task({"seed": config.seed, **choice})
@@ -50,23 +51,25 @@ def start(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
         data = str(lab.uploads.path(str(choice["file"]))) if choice.get("file") else None
         request = RunRequest(model=facts["name"], task=None if data else str(choice["task"]), data=data,
                              spec=spec.to_dict(), config=config.to_dict())  # fmt: skip
-        run = lab.queue.start(lab.store.create(request).id)
+        run = lab.queue.start(lab.store.create(request, owner=owners.owner()).id)
     except UserError as error:
         return adapt.fault(error)
     return {"run": run.id}
 
 
 def stop(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
-    return {"run": lab.queue.stop(lab.run(body.get("run")).id).id}
+    return {"run": lab.queue.stop(lab.own(body.get("run")).id).id}
 
 
 def resume(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
-    return {"run": lab.queue.start(lab.run(body.get("run")).id).id}
+    run = lab.own(body.get("run"))
+    owners.may_begin(lab.store, run.request.config)
+    return {"run": lab.queue.start(run.id).id}
 
 
 def runs(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     """Past runs for the menu, the newest first, the recorded one last."""
-    own = lab.store.list(limit=LISTED)
+    own = lab.runs(LISTED)
     recorded = lab.store.recorded()
     return {"runs": [summary(lab, r) for r in [*own, *([recorded] if recorded else [])]]}
 
@@ -160,7 +163,7 @@ def view(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
 def ghosts(lab: Lab, run: Run, over: str) -> list[Run]:
     """The runs drawn behind: those asked for, or the last comparable one before it, at most four."""
     if over == "auto":
-        own = [r for r in lab.store.list(limit=LISTED) if r.id < run.id or run.recorded]
+        own = [r for r in lab.runs(LISTED) if r.id < run.id or run.recorded]
         recorded = lab.store.recorded()
         for other in [*own, *([recorded] if recorded and not run.recorded else [])]:
             ended = other.status in ("done", "stopped") and other.loss is not None
@@ -172,7 +175,7 @@ def ghosts(lab: Lab, run: Run, over: str) -> list[Run]:
     for id in list(ids)[:8]:
         try:
             if id != run.id:
-                found.append(lab.store.get(id))
+                found.append(lab.run(id))
         except UserError:
             continue
     return found[:4]

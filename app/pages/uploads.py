@@ -1,10 +1,12 @@
 """The user's own files: taken in by a route of ours, bounded in size, number and name, kept in a folder of ours.
 
-An upload is known by a random id. A run copies its file into its own folder, so uploads are swept after a day.
+An upload is known by a random id, in a folder of whoever sent it. A run copies its file into its own folder, so
+uploads are swept after a day.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import shutil
@@ -13,20 +15,25 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
+from app.pages import owners
 from lora_core.errors import UserError, unknown
 from lora_core.home import writing
 
-MOST_FILES = 50
-MOST_TOTAL = 512 << 20  # bytes of all uploads together
 OLD_S = 86_400.0
+LOOK = 4 << 20  # bytes between two looks at what else was sent meanwhile
+SALT = secrets.token_bytes(16)
 ID = re.compile(r"[0-9a-f]{16}")
 
 
 class Uploads:
-    """The folder `uploads` below LoRA Lab's home: one folder an upload, with one file in it."""
+    """The folder `uploads` of whoever asks: one folder an upload, with one file in it."""
 
     def __init__(self, home: Path) -> None:
-        self.root = home / "uploads"
+        self.home = home
+
+    @property
+    def root(self) -> Path:
+        return owners.folder(self.home) / "uploads"
 
     async def take(self, name: str, chunks: AsyncIterator[bytes]) -> tuple[str, str]:
         """(id, name) of a new upload. Raises UserError for a wrong ending, too much, too many, or a full disk."""
@@ -36,25 +43,24 @@ class Uploads:
         if Path(clean).suffix.lower() not in EXTENSIONS:
             raise unknown("reader for files that end in", Path(clean).suffix or clean, EXTENSIONS)
         self.sweep()
-        kept = self._kept()
-        if len(kept) >= MOST_FILES:
-            raise UserError(f"{len(kept)} files are here already; at most {MOST_FILES} are kept for a day")
-        room = MOST_TOTAL - sum(p.stat().st_size for p in kept)
+        self._room(files=1)
         id = secrets.token_hex(8)
         folder = self.root / id
         try:
             with writing(self.root):
                 self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
                 folder.mkdir(mode=0o700)
-                count = 0
+                count = looked = 0
                 with open(folder / clean, "wb") as file:
                     async for chunk in chunks:
                         count += len(chunk)
                         if count > MOST_BYTES:
                             raise UserError(f"{clean} is larger than {MOST_BYTES >> 20} MB; give a smaller file")
-                        if count > room:
-                            raise UserError(f"the files of one day may have {MOST_TOTAL >> 20} MB together; they do")
+                        if count - looked >= LOOK or not looked:
+                            looked = count
+                            self._room(bytes=len(chunk))
                         file.write(chunk)
+                self._room()
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -63,10 +69,22 @@ class Uploads:
     def adopt(self, path: Path, name: str) -> tuple[str, str]:
         """(id, name) of a copy of a run's file, so that the form can be filled with that run again."""
         clean = safe_name(name)
-        id = secrets.token_hex(8)
+        stat = path.stat()
+        mark = f"{path}:{stat.st_ino}:{stat.st_mtime_ns}:{owners.owner()}".encode()
+        id = hashlib.blake2b(mark, digest_size=8, key=SALT).hexdigest()  # the same form, the same copy
+        folder = self.root / id
+        with suppress(UserError):
+            kept = self.path(id)
+            folder.touch()
+            return id, kept.name
+        self._room(1, stat.st_size)
         with writing(self.root):
-            (self.root / id).mkdir(mode=0o700, parents=True)
-            shutil.copyfile(path, self.root / id / clean)
+            try:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                shutil.copyfile(path, folder / clean)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
         return id, clean
 
     def path(self, id: str) -> Path:
@@ -77,14 +95,32 @@ class Uploads:
         return files[0]
 
     def sweep(self, older_s: float = OLD_S) -> None:
-        """Remove what is older than a day."""
-        with suppress(OSError):
-            for folder in self.root.iterdir():
-                if time.time() - folder.stat().st_mtime > older_s:
-                    shutil.rmtree(folder, ignore_errors=True)
+        """Remove what is older than a day, of everybody."""
+        for place in owners.folders(self.home):
+            swept(place / "uploads", older_s)
 
-    def _kept(self) -> list[Path]:
-        return [p for p in self.root.glob("*/*") if p.is_file()]
+    def _room(self, files: int = 0, bytes: int = 0) -> None:
+        """UserError where whoever asks would have more than they may with so many more files and bytes."""
+        sizes, quota = [], owners.quota()
+        for path in self.root.glob("*/*"):
+            with suppress(OSError):
+                sizes.append(path.stat().st_size)
+        if len(sizes) + files > quota.files:
+            raise UserError(f"{len(sizes)} files of yours are here already; at most {quota.files} are kept for a day")
+        if sum(sizes) + bytes > quota.bytes:
+            raise UserError(f"the files of one day may have {quota.bytes >> 20} MB together; yours would have more")
+
+
+def swept(root: Path, older_s: float) -> int:
+    """Remove the folders below root that nobody has used for so long; how many those were."""
+    found = 0
+    with suppress(OSError):
+        for folder in root.iterdir():
+            with suppress(OSError):
+                if time.time() - folder.stat().st_mtime > older_s:
+                    shutil.rmtree(folder, ignore_errors=True) if folder.is_dir() else folder.unlink(missing_ok=True)
+                    found += 1
+    return found
 
 
 def safe_name(name: str) -> str:

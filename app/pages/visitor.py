@@ -6,9 +6,10 @@ each participant has an id of their own, kept in a cookie, and reads and changes
 
 from __future__ import annotations
 
-from contextvars import ContextVar
+from collections.abc import Iterator
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Role = Literal["host", "presenter", "participant"]
 
@@ -31,3 +32,19 @@ class Visitor:
 
 HOST = Visitor()
 asking: ContextVar[Visitor] = ContextVar("asking", default=HOST)
+
+
+def asked_by(who: Visitor, answers: Iterator[Any]) -> Iterator[Any]:
+    """The same answers, each made while `who` asks; for what is called from elsewhere than a request."""
+    context = copy_context()
+    context.run(asking.set, who)
+    try:
+        while True:
+            try:
+                answer = context.run(next, answers)
+            except StopIteration:
+                return
+            yield answer
+    finally:
+        if (close := getattr(answers, "close", None)) is not None:
+            context.run(close)

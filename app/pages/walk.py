@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from app import figures
-from app.pages import adapt
+from app.pages import adapt, owners
 from app.pages.film import address, named, titled
 from app.pages.lab import Lab, task_of_run
 from app.pages.train import grid
@@ -29,7 +29,7 @@ def walk(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
     body: page (who walks), stage, step (its number; 1 begins anew), m (the chosen matrix), and what is walked: run, or
     model, spec, config and data as for "train"
     """
-    page, step = str(body.get("page", ""))[:40], adapt.whole(body.get("step"), 1)
+    page, step = owners.page(body.get("page")), adapt.whole(body.get("step"), 1)
     stage = body.get("stage")
     if stage not in ("forward", "finish"):
         raise UserError(f"stage is {stage!r}; a step has the stages forward and finish")
@@ -86,7 +86,7 @@ def begun(lab: Lab, body: Mapping[str, Any], loaded: Any) -> Walk:
 def end(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
     """Forget a page's walk; nothing of it was left on the model."""
     with _lock:
-        return {"ended": _walks.pop(str(body.get("page", ""))[:40], None) is not None}
+        return {"ended": _walks.pop(owners.page(body.get("page")), None) is not None}
 
 
 def read(f: Forward, told: float | None) -> dict[str, Any]:

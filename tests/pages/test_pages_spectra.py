@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
 
 import lora_core as lc
-from app.pages import besides, opened
+from app.pages import besides, opened, owners
 from app.runs.run import Run
 from app.runs.store import RunStore
 from lora_core.beside import svd
@@ -158,16 +159,15 @@ def test_sizes_are_bounded_and_old_sets_go(page: TestClient, run: Run, home: Pat
                                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     assert run.adapter is not None
     file = run.adapter / "adapter_model.safetensors"
-    monkeypatch.setattr(opened, "MOST_BYTES", 100)
+    monkeypatch.setattr(owners, "MINE", replace(owners.MINE, set_bytes=100))
     assert "is too large" in send(page, file)["error"]
-    monkeypatch.setattr(opened, "MOST_BYTES", 1 << 30)
-    monkeypatch.setattr(opened, "MOST_SETS", 3)
+    monkeypatch.setattr(owners, "MINE", replace(owners.MINE, set_bytes=1 << 30, sets=3))
     ids = [send(page, file)["open"] for _ in range(4)]
     assert len(list((home / "opened").iterdir())) == 3
     assert "no longer here" in ask(page, "heat", open=ids[0])["error"]
     assert "no longer here" in ask(page, "heat", open="../runs")["error"]
     opened.Sets(home).sweep(older_s=-1)
-    assert ask(page, "opened") == {"opened": []}
+    assert ask(page, "opened")["opened"] == []
 
 
 def test_uploads_of_adapters_are_the_files_themselves(page: TestClient) -> None:
