@@ -1,5 +1,5 @@
 /* A result that belongs to other settings than those on the dials is marked "from r = 8", never wiped. */
-import {h, layersOf, on, same, state} from "./core.js";
+import {asked, h, layersOf, on, same, state} from "./core.js";
 
 const MOST = 2;                                                  // differences that are named; the others are in the title
 const SPEC = {rank: "r", alpha: "α", targets: "", layers: "layers", scaling: "", init: "start", train_A: "A trained", dropout: "dropout"};
@@ -15,7 +15,8 @@ function layers(list) {
   return whole ? `${list[0]} to ${list.at(-1)}` : list.length > 4 ? `${list.length} layers` : list.join(" ");
 }
 
-/* ["r = 8", "α = 16"]: what the open run has that the dials have not. A recorded run is only held against the adapter. */
+/* ["r = 8", "α = 16"]: what the open run has that the dials have not. The recorded run is there unasked on a first visit:
+ * then a setting that still is the usual one was not turned by anybody, and is not held against it. */
 export function other({view, facts, spec, config, data} = state) {
   if (!view || !facts || !spec?.targets) return [];
   const found = [];
@@ -27,8 +28,9 @@ export function other({view, facts, spec, config, data} = state) {
     const value = name === "layers" ? layers(theirs) : say(name, theirs);
     found.push(text ? `${text} = ${value}`.replace("layers = ", "layers ") : value);
   }
-  if (!view.recorded) for (const [name, text] of Object.entries(CONFIG)) {
-    if (view.config?.[name] !== undefined && view.config[name] !== config[name]) found.push(`${text} = ${say(name, view.config[name])}`);
+  const unasked = view.recorded && asked("run") == null;
+  for (const [name, text] of Object.entries(CONFIG)) {
+    if (view.config?.[name] !== undefined && view.config[name] !== config[name] && !(unasked && config[name] === facts.config[name])) found.push(`${text} = ${say(name, view.config[name])}`);
   }
   return found;
 }
@@ -38,11 +40,12 @@ export function belongs() {
   function paint() {
     const found = other(), text = found.length ? `from ${found.slice(0, MOST).join(", ")}${found.length > MOST ? ", …" : ""}` : "";
     for (const [where, mark] of marks) {
+      const file = where.startsWith("#panel-spectra") && asked("open");    // a file has no settings of ours
       if (!mark.isConnected) document.querySelector(`${where} .ll-h, ${where} h2`)?.after(mark);
-      mark.hidden = !text;
+      mark.hidden = !text || Boolean(file);
       mark.textContent = text;
       mark.title = found.length ? `This result is from other settings than those on the dials: ${found.join(", ")}` : "";
     }
   }
-  on("view spec config data facts refill tab", paint);
+  on("view spec config data facts refill tab opened", paint);
 }

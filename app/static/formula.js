@@ -24,6 +24,13 @@ function largest(values = {}) {
   const top = cells.reduce((a, b) => b.x > (a?.x ?? 0) ? b : a, null);
   return top?.m;
 }
+/* Where the chosen matrix is not what is shown: why, as the beginning of a sentence. The choice stays what it is. */
+export function absent(shown, of, why = "is not in") {
+  const [, l, t] = (state.matrix ?? "").split(".");
+  if (!t || shown === state.matrix) return "";
+  const [, layer, name] = shown.split(".");
+  return `${t} of layer ${l} ${why} ${of}: showing ${name} of layer ${layer}. `;
+}
 export function choose(layer, name) {
   state.matrix = `layers.${layer}.${name}`;
   address({m: state.matrix});

@@ -1,5 +1,6 @@
 /* The spectrum of the chosen ΔW while it grows: its singular values over the steps, and a slider to see it again. */
-import {Away, Refused, emit, get, h, on, state} from "./core.js";
+import {Away, Refused, address, asked, emit, get, h, on, state} from "./core.js";
+import {absent} from "./formula.js";
 import {draw, exports} from "./plot.js";
 
 const FRAME = 110;                                                 // ms between two pictures when it plays
@@ -34,6 +35,7 @@ export function live() {
   const node = h("section", {class: "ll-card tr-live", style: {"--span": 4}, "aria-label": "The spectrum of the chosen update while it grows"},
     h("div", {class: "ll-head"}, title, badge, exports("the spectrum over the steps", {name: () => `film-run${state.run}-${film?.m}`, figure: () => film && moved(), rows: () => rows()})), plot, bar, say);
 
+  let linked = asked("film");                                      // the step that the address names, until its run is here
   let film = null, index = null, asking = 0, version = "", timer = 0;  // index: null follows the newest picture
   const here = () => index ?? film.steps.length - 1;
   const rows = () => film && [["step", ...film.sigma.at(-1).map((_, i) => `sigma ${i + 1}`)], ...film.steps.map((s, i) => [s, ...film.sigma[i]])];
@@ -51,7 +53,7 @@ export function live() {
     play.hidden = still.matches || slide.disabled;
     slide.setAttribute("aria-valuetext", `step ${film.steps[i]}`);
     at.textContent = `step ${film.steps[i]}`;
-    say.textContent = sayFilm(film, i);
+    say.textContent = `${absent(film.m, state.view?.name)}${sayFilm(film, i)}`;
     plot.setAttribute("role", "img");
     plot.setAttribute("aria-label", `Singular values of ΔW in ${film.title} by step. ${say.textContent}`);
     await draw(plot, moved());
@@ -72,7 +74,8 @@ export function live() {
     if (!found.steps.length) return blank(found.live ? "B is zero at the start; the first picture comes with the first step." : "No spectra were kept of this run: it has no B·A, or is of an older version.");
     if (film?.run !== found.run) { index = null; halt(); }
     film = found;
-    if (index != null && index >= film.steps.length) index = null;
+    if (linked != null) { index = film.steps.indexOf(+linked); linked = null; }
+    if (index != null && !(index >= 0 && index < film.steps.length - 1)) index = null;
     title.textContent = `ΔW of ${film.title.replace(/ \(.*/, "")}`;
     title.title = `${film.title}: ${film.path}`;
     bar.hidden = false;
@@ -101,11 +104,11 @@ export function live() {
     show();
   }
   function halt() { clearInterval(timer); timer = 0; play.textContent = "Play"; }
-  slide.addEventListener("input", () => { halt(); index = +slide.value === film.steps.length - 1 ? null : +slide.value; show(); });
+  slide.addEventListener("input", () => { halt(); index = +slide.value === film.steps.length - 1 ? null : +slide.value; address({film: index == null ? null : film.steps[index]}); show(); });
   let tall = 0;                                                    // the room below it may have changed
   new ResizeObserver(() => { if (film && plot.clientHeight && plot.clientHeight !== tall) { tall = plot.clientHeight; show(); } }).observe(plot);
   on("view", () => open());
   on("matrix", () => open(true));
-  on("run", () => { index = null; halt(); });
+  on("run", (id) => { if (film && film.run !== id) address({film: null}); index = null; halt(); });
   return node;
 }

@@ -75,7 +75,7 @@ addEventListener("popstate", () => {
   const run = asked("run");
   show(here(), false);
   const id = run && /^\d+$/.test(run) ? Number(run) : state.boot?.run ?? null;
-  if (id !== state.run) keeping(() => openRun(came = id, {refill: true})); else sync();
+  if (id !== state.run) keeping(() => openRun(came = id, {refill: run != null})); else sync();
   state.matrix = asked("m");
 });
 let came = null;                                                  // the run that going back or forward opened, with the form of that address

@@ -1,24 +1,26 @@
 /* The run that is open: asked for once a second while it lives; whoever shows it listens to "view". */
-import {Away, Refused, address, emit, get, on, state} from "./core.js";
+import {Away, Refused, address, asked, emit, get, on, state} from "./core.js";
 
-let timer = 0, over = "auto", asking = 0;
+let timer = 0, over = asked("over") ?? "auto", asking = 0, first = true;
 
 /* Open a run: the address carries it, and (unless it is only looked at) the dials take its settings. */
 export async function openRun(id, {refill = false, push = false} = {}) {
   const changed = id !== state.run;
   state.run = id;
   if (changed) { state.view = null; over = "auto"; }
-  address({run: state.boot.recorded && id === 0 ? null : id}, push);
+  // a first visit shows the recorded run under a plain address; once it was chosen, its number is there
+  address({run: id === 0 && first && asked("run") == null ? null : id, over: over === "auto" ? null : over}, push);
+  first = false;
   emit("run", id);
   poll();
-  if (refill && id) {
+  if (refill && id != null) {
     try {
       const {facts, fault, form} = await get("form", {run: id});
       emit("refill", {facts, fault, form});
     } catch (error) { if (!(error instanceof Refused || error instanceof Away)) throw error; }
   }
 }
-export function overlay(ids) { over = ids.length ? ids.join(",") : "none"; poll(); }
+export function overlay(ids) { over = ids.length ? ids.join(",") : "none"; address({over}); poll(); }
 export const behind = () => over === "auto" ? state.view?.behind ?? [] : over.split(",").filter((n) => /^\d+$/.test(n)).map(Number);
 
 export async function poll() {

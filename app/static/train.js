@@ -1,5 +1,5 @@
 /* Train: the loss as it falls, what is going on in words, the past runs, and where the update grows. */
-import {Away, Refused, address, emit, fmt, get, h, layersOf, on, post, show, state} from "./core.js";
+import {Away, Refused, address, asked, emit, fmt, get, h, layersOf, on, post, show, state} from "./core.js";
 import {cellmap} from "./cellmap.js";
 import {live} from "./live.js";
 import {differs, pareto} from "./pareto.js";
@@ -20,22 +20,25 @@ export function train(root, {value}) {
   const beside = h("p", {class: "ll-note tr-beside"}), grown = h("p", {class: "ll-note tr-grown"});
   const past = h("div", {class: "tr-past"}), stripBox = h("div", {class: "tr-strip"}), legend = h("p", {class: "ll-note"});
   const note = h("p", {class: "ll-note"}, "small: each step; line: smoothed; large: held out"), table = h("div"), size = pareto((id) => openRun(id, {refill: true, push: true}));
-  const which = h("div", {class: "ll-tabs", role: "group", "aria-label": "What the loss is drawn against"}, [["step", "by step"], ["size", "by size"]].map(([id, text], i) => h("button", {type: "button", "data-by": id, "aria-pressed": String(!i), onclick: (e) => {
-    which.querySelectorAll("button").forEach((b) => b.setAttribute("aria-pressed", String(b === e.currentTarget)));
-    plot.hidden = note.hidden = table.hidden = id === "size";
+  const which = h("div", {class: "ll-tabs", role: "group", "aria-label": "What the loss is drawn against"}, [["step", "by step"], ["size", "by size"]].map(([id, text]) => h("button", {type: "button", "data-by": id, onclick: () => against(id)}, text)));
+  function against(id) {
+    which.querySelectorAll("button").forEach((b) => b.setAttribute("aria-pressed", String(b.dataset.by === id)));
+    plot.hidden = note.hidden = id === "size";
     size.show(id === "size");
-  }}, text)));
+    address({by: id === "size" ? id : null});
+  }
   const next = h("button", {class: "ll-link", type: "button", hidden: true, onclick: () => show("compare")}, "compare its texts");
   root.append(h("div", {class: "ll-row tr-row"}, form.nodes, walk().nodes, go, stop), fault, say, h("div", {class: "ll-grid"},
     h("section", {class: "ll-card tr-main", style: {"--span": 5}},
       h("div", {class: "ll-head"}, h("h2", {class: "ll-h"}, "Loss ", badge), which,
         exports("the loss", {name: () => `${size.node.hidden ? `loss-run${state.run}` : "loss-by-size"}`, figure: () => size.node.hidden ? drawn(plot) : size.figure(), rows: () => size.node.hidden ? state.view?.rows : size.rows()})), plot,
-      note, table, size.node),
+      note, size.node),
     live(),
     h("section", {class: "ll-card tr-side", style: {"--span": 3}}, status, h("div", {class: "tr-acts"}, resume, next), h("div", {class: "tr-nums"}, nStep.box, nLeft.box, nTok.box), beside,
       h("h2", {class: "ll-h tr-h"}, "Runs"), past),
-    h("section", {class: "ll-card", style: {"--span": 12}}, h("div", {class: "ll-head"}, h("h2", {class: "ll-h"}, "Where the update grows"), grown, legend,
-      exports("the map", {name: () => `update-run${state.run}`, figure: () => mapFigure(state.view?.warm?.values, "‖ΔW‖", state.view?.figure?.layout.template), rows: () => mapRows(state.view?.warm?.values)})), stripBox)));
+    h("section", {class: "ll-card tr-grows", style: {"--span": 12}}, h("div", {}, h("div", {class: "ll-head"}, h("h2", {class: "ll-h"}, "Where the update grows"), grown, legend,
+      exports("the map", {name: () => `update-run${state.run}`, figure: () => mapFigure(state.view?.warm?.values, "‖ΔW‖", state.view?.figure?.layout.template), rows: () => mapRows(state.view?.warm?.values)})), stripBox), table)));
+  against(asked("by") === "size" ? "size" : "step");
 
   /* ---- acts */
   async function start() {
