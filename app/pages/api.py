@@ -7,7 +7,6 @@ line without its traceback.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -38,7 +37,9 @@ from app.pages import (
     train,
     walk,
 )
+from app.pages.guard import strict
 from app.pages.lab import Lab
+from app.pages.values import check
 from lora_core.errors import UserError
 
 Question = Callable[[Lab, Mapping[str, Any]], dict[str, Any]]
@@ -89,8 +90,8 @@ logger = logging.getLogger("lora_lab.page")
 def routes(lab: Lab) -> list[Route]:
     """All addresses below lab/api."""
     found = [Route("/lab/api/ping", ping, methods=["GET"])]
-    found += [Route(f"/lab/api/{name}", asking(lab, f), methods=["GET"]) for name, f in GET.items()]
-    found += [Route(f"/lab/api/{name}", changing(lab, f), methods=["POST"]) for name, f in POST.items()]
+    found += [Route(f"/lab/api/{name}", asking(lab, name, f), methods=["GET"]) for name, f in GET.items()]
+    found += [Route(f"/lab/api/{name}", changing(lab, name, f), methods=["POST"]) for name, f in POST.items()]
     found.append(Route("/lab/api/adapter.zip", packing(lab), methods=["GET"]))
     found += take.routes(lab)
     found.append(Route("/lab/api/open-file", opening(lab), methods=["POST"]))
@@ -102,25 +103,26 @@ async def ping(request: Request) -> Response:
     return reply({"here": True})
 
 
-def asking(lab: Lab, question: Question) -> Callable[[Request], Any]:
+def asking(lab: Lab, name: str, question: Question) -> Callable[[Request], Any]:
     async def endpoint(request: Request) -> Response:
-        return await answered(question, lab, dict(request.query_params))
+        return await answered("GET", name, question, lab, dict(request.query_params))
 
     return endpoint
 
 
-def changing(lab: Lab, question: Question) -> Callable[[Request], Any]:
+def changing(lab: Lab, name: str, question: Question) -> Callable[[Request], Any]:
     async def endpoint(request: Request) -> Response:
         # a page of another site cannot send this type without being asked for permission first
         if request.headers.get("content-type", "").split(";")[0] != "application/json":
             return reply({"error": "JSON is expected here"}, 415)
         try:
-            body = json.loads(await request.body())
-        except (ValueError, RecursionError):
-            return reply({"error": "that is not JSON"}, 400)
+            body = await run_in_threadpool(strict, await request.body())
+        except (ValueError, RecursionError) as error:
+            finite = "no finite number" in str(error)
+            return reply({"error": f"a number is expected: {error}" if finite else "that is not JSON"}, 400)
         if not isinstance(body, dict):
             return reply({"error": "a JSON object is expected here"}, 400)
-        return await answered(question, lab, body)
+        return await answered("POST", name, question, lab, body)
 
     return endpoint
 
@@ -128,6 +130,7 @@ def changing(lab: Lab, question: Question) -> Callable[[Request], Any]:
 def packing(lab: Lab) -> Callable[[Request], Any]:
     async def endpoint(request: Request) -> Response:
         try:
+            check("GET", "adapter.zip", request.query_params)
             name, data = await run_in_threadpool(cut.packed, lab, dict(request.query_params))
         except UserError as error:
             return reply(adapt.fault(error))
@@ -142,6 +145,7 @@ def uploading(lab: Lab) -> Callable[[Request], Any]:
         if request.headers.get("content-type", "") != "application/octet-stream":
             return reply({"error": "the file itself is expected here"}, 415)
         try:
+            check("GET", "upload", request.query_params)
             id, name = await lab.uploads.take(request.query_params.get("name", ""), request.stream())
         except UserError as error:
             return reply({"error": str(error), "field": "task"})
@@ -158,6 +162,7 @@ def opening(lab: Lab) -> Callable[[Request], Any]:
             return reply({"error": "the file itself is expected here"}, 415)
         query = request.query_params
         try:
+            check("GET", "open-file", query)
             return reply({"set": await lab.sets.take(query.get("set", ""), query.get("name", ""), request.stream())})
         except UserError as error:
             return reply({"error": str(error), "field": "open"})
@@ -165,8 +170,9 @@ def opening(lab: Lab) -> Callable[[Request], Any]:
     return endpoint
 
 
-async def answered(question: Question, lab: Lab, given: Mapping[str, Any]) -> Response:
+async def answered(method: str, name: str, question: Question, lab: Lab, given: Mapping[str, Any]) -> Response:
     try:
+        check(method, name, given)
         return reply(await run_in_threadpool(question, lab, given))
     except UserError as error:
         return reply(adapt.fault(error))

@@ -11,6 +11,7 @@ from app.pages import held, owners, words
 from app.pages.lab import Lab, task_of_run, title
 from app.pages.session import Loaded
 from app.pages.side import attached, sides_of, template_of
+from app.pages.values import check
 from app.runs.recorded import recorded_texts
 from app.runs.run import Run
 from lora_core.errors import UserError
@@ -96,6 +97,11 @@ def stream(lab: Lab, asked: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     TICKETS.take(page, seq)
     echo = {k: asked.get(k) for k in ("run", "prompt", "setting", "sides")} | {"seq": seq}
     state: dict[str, Any] = {"texts": [], "tokens": None, "done": False}
+    try:
+        check("POST", "write", asked)
+    except UserError as error:
+        yield echo | state | {"error": str(error), "done": True}
+        return
     writer = Writer(lab, asked, lambda: TICKETS.stale(page, seq))
     try:
         for news in writer.follow():

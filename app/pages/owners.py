@@ -164,7 +164,7 @@ def may_load(name: str, loaded: Iterable[str]) -> None:
 
 
 def may_name(base: str | None) -> str | None:
-    """A base model as a stranger's file names it, where that is one of those known here: never a path of this machine."""
+    """The base model that a stranger's file names, if it is one of those known here: never a path of this machine."""
     from lora_core.models import registry
 
     known = {n.casefold() for m in registry() for n in (m.name, m.hub_id) if n}

@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from app.pages import owners, train
 from app.pages.lab import Lab, title
+from app.pages.values import check
 from app.runs.run import Run
 from app.runs.tensorboard import event_file
 from lora_core.errors import UserError
@@ -36,6 +37,7 @@ def routes(lab: Lab) -> list[Route]:
 def giving(lab: Lab, file: Callable[[Lab, Run], Response]) -> Callable[[Request], Any]:
     async def endpoint(request: Request) -> Response:
         try:
+            check("GET", "take", request.query_params)
             return await run_in_threadpool(lambda: file(lab, owners.taken(lab.run(request.query_params.get("run")))))
         except UserError as error:
             return JSONResponse({"error": str(error), "field": ""}, 404)
