@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 LOCK, HEARTBEAT, STOP = "lock", "heartbeat", "stop"
-BEAT_S = 1.0
+BEAT_S, SILENT_S = 1.0, 20.0  # between heartbeats; without one for so long a process is said to be silent
 
 
 def identity(pid: int) -> str | None:
