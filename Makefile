@@ -20,7 +20,7 @@ help:
 	@echo "make coverage  the library's tests, and which of its lines they do not reach"
 	@echo "make lint      ruff and pyright"
 	@echo "make bench     measurements beside other tools, one JSON line each (ONLY="spectra training")"
-	@echo "make docs      docs/api.md from the docstrings, docs/read_the_paper.md from the results"
+	@echo "make docs      docs/api.md from the docstrings, docs/read_the_paper.md from the results, docs/play.html from the page"
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "LoRA Lab needs Python 3.11 or newer; none was found (make PYTHON=/path/to/python)"; exit 1; }
@@ -63,11 +63,14 @@ models: $(VENV)/.installed
 browser: $(VENV)/.installed-dev
 	@bash scripts/browser.sh $(BIN)/python
 
+# On all processors, at most four; the tests of a file in one process, since they share servers and models.
+PYTEST = $(BIN)/python -m pytest -q -n logical --maxprocesses=4 --dist=loadfile
+
 test: dev models browser
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 test-all: dev models browser
-	$(BIN)/python -m pytest -q -m ""
+	$(PYTEST) -m ""
 
 # Everything but the tests of the page, the command line and the runs.
 LIBRARY_TESTS = $(filter-out tests/test_cli% tests/test_pages% tests/test_runs% tests/test_figures%,$(wildcard tests/test_*.py))
@@ -89,3 +92,4 @@ lint: dev
 docs: dev
 	$(BIN)/python scripts/api_page.py
 	$(BIN)/python scripts/paper_page.py
+	$(BIN)/python scripts/play_page.py
