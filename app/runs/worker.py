@@ -217,7 +217,7 @@ class Training:
         assert self.writer is not None
         self.signs.seen()
         self.writer.append(event)
-        if event["kind"] == "step" and event["step"] % self.every == 0:
+        if event["kind"] in ("step", "held") and event["step"] % self.every == 0:
             self.writer.sync()  # a checkpoint may be written next: the disk is to have the curve up to it
         if self.on_event is not None:
             self.on_event(event)
