@@ -28,8 +28,10 @@ from app.pages.assets import Assets
 from app.pages.guard import LOCAL, Guard
 from app.pages.keys import Keys
 from app.pages.lab import Lab
+from app.pages.room import OpenRoom, invitation, open_room
 from app.pages.session import ModelSession
 from app.pages.uploads import Uploads
+from app.room.cells import Dispatcher
 from app.runs.experiments import ExperimentRunner, working
 from app.runs.queue import RunQueue
 from app.runs.store import RunStore
@@ -42,8 +44,12 @@ MOST_CONNECTIONS = 600  # what comes beside is told to come again (503)
 
 
 def create_app(store: RunStore, queue: RunQueue, *, session: ModelSession | None = None, model: str | None = DEFAULT,
-               hosts: tuple[str, ...] = LOCAL, keys: Keys | None = None) -> Any:  # fmt: skip
-    """The ASGI app. model: what is loaded once the page answers; None for nothing. hosts and keys: as for Guard."""
+               hosts: tuple[str, ...] = LOCAL, keys: Keys | None = None,
+               room: OpenRoom | None = None) -> Any:  # fmt: skip
+    """The ASGI app. model: what is loaded once the page answers; None for nothing. hosts and keys: as for Guard.
+
+    room: see `app.pages.room.open_room`; None: there is none, and nothing of one is seen
+    """
     os.environ["GRADIO_TEMP_DIR"] = str(private_folder(store.root.parent))  # its default is all programs' together
     import gradio as gr
 
@@ -52,12 +58,15 @@ def create_app(store: RunStore, queue: RunQueue, *, session: ModelSession | None
     assets, folder = Assets(), store.root.parent
     session = session or ModelSession(assets.stamp, lambda: bool(store.list(1, status=("running",))) or working(folder))
     lab = Lab(store=store, queue=queue, session=session, uploads=Uploads(folder),
-              experiments=ExperimentRunner(folder))
+              experiments=ExperimentRunner(folder), room=room)
+    dispatcher = Dispatcher(room.room, store, queue) if room else None
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         assets.compress()
         queue.boot()
+        if dispatcher:
+            dispatcher.boot()
         lab.uploads.sweep()
         if model is not None:
             lab.session.warm(model)
@@ -66,6 +75,8 @@ def create_app(store: RunStore, queue: RunQueue, *, session: ModelSession | None
         try:
             yield
         finally:
+            if dispatcher:
+                dispatcher.close()
             queue.close()
 
     outer = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, lifespan=life)
@@ -73,18 +84,19 @@ def create_app(store: RunStore, queue: RunQueue, *, session: ModelSession | None
     outer.router.routes.extend(api.routes(lab))
     gr.mount_gradio_app(outer, page.build(lab), "", footer_links=[], run_history=False, enable_monitoring=False,
                         ssr_mode=False, show_error=False, max_file_size="1kb", mcp_server=False, pwa=False,
-                        theme=page.theme(), head=page.head(assets),
+                        theme=page.theme(), head=page.head(assets, room is not None),
                         app_kwargs={"openapi_url": None, "docs_url": None, "redoc_url": None})  # fmt: skip
     return Guard(outer, hosts, keys)
 
 
 def serve(host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True, *, allow: tuple[str, ...] = (),
-          new_key: bool = False) -> None:  # fmt: skip
+          new_key: bool = False, room: bool = False, minutes: float = 10.0) -> None:  # fmt: skip
     """Run the page until Ctrl-C. Raises UserError when the port cannot be had.
 
     host     other than this machine alone: only those come in who have the link with the key, which is printed
     allow    more names that the page may be called by, beside those of this machine
     new_key  the links of before, and whoever came in by them, are no longer let in
+    room     opens a room, with a link for the presenter and one for everybody else; minutes: its budget of training
     """
     import uvicorn
 
@@ -92,16 +104,19 @@ def serve(host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True, 
     bound = listening.getsockname()[1]
     store = RunStore()
     queue = RunQueue(store)
-    keys = None if host in HERE else Keys.kept(store.root.parent, new=new_key)
-    app = create_app(store, queue, hosts=names(host, allow), keys=keys)
-    address = f"http://{shown(host)}:{bound}" + (f"/?key={keys.host}" if keys else "")
-    if keys:
+    base, here = f"http://{shown(host)}:{bound}", host in HERE
+    keys = None if here and not room else Keys.kept(store.root.parent, room=room, new=new_key)
+    address = f"{base}/?key={keys.presenter or keys.host}" if keys else base
+    hall = open_room(store, participants=f"{base}/?key={keys.participant}", minutes=minutes) if room and keys else None
+    app = create_app(store, queue, hosts=names(host, allow), keys=keys, room=hall)
+    if keys and not here:
         print("LoRA Lab: others can reach this address. Whoever has the link below may see and do all that you may; "
               "it travels without encryption, so keep to a network that you trust", file=sys.stderr)  # fmt: skip
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=2,
                                            server_header=False, date_header=False, proxy_headers=False,
                                            limit_concurrency=MOST_CONNECTIONS))  # fmt: skip
-    threading.Thread(target=tell, args=(server, address, open_browser), name="tell", daemon=True).start()
+    threading.Thread(target=tell, args=(server, address, open_browser, invitation(hall, here)),
+                     name="tell", daemon=True).start()  # fmt: skip
     logging.getLogger("lora_lab").setLevel(logging.INFO)
     try:
         server.run(sockets=[listening])
@@ -110,13 +125,15 @@ def serve(host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True, 
         store.close()
 
 
-def tell(server: Any, address: str, open_browser: bool) -> None:
+def tell(server: Any, address: str, open_browser: bool, more: str = "") -> None:
     """Say where the page is, once it is there, and open it."""
     while not server.started:
         if server.should_exit:
             return
         threading.Event().wait(0.05)
     print(f"LoRA Lab is at {address}  (Ctrl-C ends it; runs go on)", flush=True)
+    if more:
+        print(more, flush=True)
     if open_browser:
         webbrowser.open(address)
 

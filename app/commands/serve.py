@@ -22,21 +22,27 @@ def serve(
     allow_host: Annotated[list[str] | None, typer.Option(help="Another name that the page is called by, such as that "
                                                               "of a proxy; may be given several times.")] = None,
     new_key: Annotated[bool, typer.Option("--new-key", help="Make new links; those of before let nobody in.")] = False,
+    room: Annotated[bool, typer.Option("--room", help="Open a room: a presenter's link, and one with a QR code for "
+                                                      "everybody else.")] = False,
+    minutes: Annotated[float, typer.Option(help="Of a room: how long the machine may train for one question.")] = 10.0,
 ) -> None:
     """The page: train, compare and look inside in a browser."""
     free = free_port(host, port)
     if free != port:
         say(f"port {port} is in use; taking port {free} instead")
     fetch_default()
-    start(host=host, port=free, open_browser=not no_browser, allow=tuple(allow_host or ()), new_key=new_key)
+    start(host=host, port=free, open_browser=not no_browser, allow=tuple(allow_host or ()), new_key=new_key,
+          room=room, minutes=minutes)  # fmt: skip
 
 
-def start(*, host: str, port: int, open_browser: bool, allow: tuple[str, ...] = (), new_key: bool = False) -> None:
+def start(*, host: str, port: int, open_browser: bool, allow: tuple[str, ...] = (), new_key: bool = False,
+          room: bool = False, minutes: float = 10.0) -> None:  # fmt: skip
     """Run the page until it is stopped."""
     from app.server import serve as run
 
     with suppress(KeyboardInterrupt):  # Ctrl-C is how a page ends
-        run(host=host, port=port, open_browser=open_browser, allow=allow, new_key=new_key)
+        run(host=host, port=port, open_browser=open_browser, allow=allow, new_key=new_key,
+            room=room, minutes=minutes)  # fmt: skip
 
 
 def free_port(host: str, port: int) -> int:

@@ -31,11 +31,13 @@ from app.pages import (
     overlay,
     pair,
     questions,
+    room,
     sides,
     spectra,
     take,
     train,
     walk,
+    wall,
 )
 from app.pages.guard import strict
 from app.pages.lab import Lab
@@ -67,6 +69,9 @@ GET: dict[str, Question] = {
     "questions": questions.asked,
     "question": questions.answered,
     "experiments": questions.states,
+    "room": room.view,
+    "room-wall": wall.wall,
+    "room-tasks": room.tasks,
 }
 POST: dict[str, Question] = {
     "open": opened.opened,
@@ -83,6 +88,13 @@ POST: dict[str, Question] = {
     "sum": sides.summed,
     "experiment": questions.start,
     "experiment-stop": questions.stop,
+    "room-step": room.step,
+    "room-grid": room.set_grid,
+    "room-name": room.name,
+    "room-guess": room.guess,
+    "room-curve": room.curve,
+    "room-take": room.take,
+    "room-cancel": room.cancel,
 }
 logger = logging.getLogger("lora_lab.page")
 
@@ -93,7 +105,7 @@ def routes(lab: Lab) -> list[Route]:
     found += [Route(f"/lab/api/{name}", asking(lab, name, f), methods=["GET"]) for name, f in GET.items()]
     found += [Route(f"/lab/api/{name}", changing(lab, name, f), methods=["POST"]) for name, f in POST.items()]
     found.append(Route("/lab/api/adapter.zip", packing(lab), methods=["GET"]))
-    found += take.routes(lab)
+    found += take.routes(lab) + wall.routes(lab)
     found.append(Route("/lab/api/open-file", opening(lab), methods=["POST"]))
     return [*found, Route("/lab/api/upload", uploading(lab), methods=["POST"])]
 

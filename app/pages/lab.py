@@ -20,6 +20,7 @@ from app.runs.store import RunStore
 from lora_core.errors import UserError
 
 if TYPE_CHECKING:
+    from app.pages.room import OpenRoom
     from lora_core.tasks import Task
 
 
@@ -32,6 +33,7 @@ class Lab:
     session: ModelSession
     uploads: Uploads
     experiments: ExperimentRunner
+    room: OpenRoom | None = None
 
     @property
     def sets(self) -> Sets:

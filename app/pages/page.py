@@ -66,9 +66,13 @@ def part(name: str, value: Any) -> gr.HTML:
                    js_on_load=mount)  # fmt: skip
 
 
-def head(assets: Assets) -> str:
-    """What stands in the page's head: the styles, the modules, and a list for parts that come before them."""
-    modules = [n for n in assets.files if n.endswith(".js") and n not in ("main.js", "plotly.min.js")]
+def head(assets: Assets, room: bool = False) -> str:
+    """What stands in the page's head: the styles, the modules, and a list for parts that come before them.
+
+    room: with the modules of a room, of which a page elsewhere knows nothing
+    """
+    modules = [n for n in assets.files if n.endswith(".js") and n not in ("main.js", "plotly.min.js")
+               and (room or not n.startswith("room"))]  # fmt: skip
     preload = "".join(f'<link rel="modulepreload" href="{assets.url(n)}">' for n in modules)
     early = ("window.LoraLab = {waiting: [], mount(...part) { this.waiting.push(part); }, "
              f"plotly: {json.dumps(assets.url('plotly.min.js'))}}};")  # fmt: skip
@@ -83,6 +87,8 @@ def head(assets: Assets) -> str:
         f"<script>{early}</script>",
         preload,
         f'<script type="module" src="{assets.url("main.js")}"></script>',
+        f'<link rel="stylesheet" href="{assets.url("room.css")}">' if room else "",
+        f'<script type="module" src="{assets.url("room.js")}"></script>' if room else "",
     )
     return "".join(lines)
 

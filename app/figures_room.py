@@ -1,0 +1,228 @@
+"""Figures of a room's wall, to be read from the back row: everybody's curves, losses against size, spectra.
+
+As in figures.py a figure is a plain dictionary in the light theme's colours. All words have 20 px at least.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from app.figures import BASE, CARD, EDGE, INK, MUTED, TEMPLATE, WARM, WARM_FILL, WARM_SOFT, Figure, finite, label, plain
+from app.figures_train import exponent
+
+SIZE = 20  # px of the smallest word on the wall
+DIRECTIONS = 16
+DASHES = ("solid", "dash", "dot", "dashdot")
+
+
+def large(figure: Figure) -> Figure:
+    """The same with words that a back row reads."""
+    layout = dict(figure["layout"])
+    for axis in [a for a in layout if a.startswith(("xaxis", "yaxis"))]:
+        given = dict(layout[axis])
+        title = {"font": {"size": SIZE, "color": MUTED}, "standoff": 10, **given.get("title", {})}
+        layout[axis] = {**given, "title": title, "tickfont": {"size": SIZE, "color": MUTED}}
+    layout["font"] = {**TEMPLATE["layout"]["font"], "size": SIZE}
+    layout["hoverlabel"] = {"font": {"size": SIZE}}
+    layout["annotations"] = [{**a, "font": {**a.get("font", {}), "size": max(SIZE, a.get("font", {}).get("size", 0))}}
+                             for a in layout.get("annotations", ())]  # fmt: skip
+    return {"data": figure["data"], "layout": {"template": TEMPLATE, "margin": {"l": 84, "r": 20, "t": 12, "b": 66},
+                                               **layout}}  # fmt: skip
+
+
+def spread(curves: Sequence[Sequence[float]]) -> dict[str, list[float]]:
+    """{"low", "median", "high"} at every point: the median, and the tenth and ninetieth of a hundred."""
+    n = max((len(c) for c in curves), default=0)
+    columns = [sorted(c[min(i, len(c) - 1)] for c in curves) for i in range(n)]
+
+    def at(values: Sequence[float], share: float) -> float:
+        where = share * (len(values) - 1)
+        low = math.floor(where)
+        high = min(low + 1, len(values) - 1)
+        return values[low] + (where - low) * (values[high] - values[low])
+
+    return {"low": [at(c, 0.1) for c in columns], "median": [statistics.median(c) for c in columns],
+            "high": [at(c, 0.9) for c in columns]}  # fmt: skip
+
+
+def curves(losses: Sequence[Sequence[float]], steps: int, names: Sequence[str]) -> Figure:
+    """Everybody's curve thin, their spread as a band, the median on top.
+
+    losses  of each device, at evenly spaced steps from 0 to `steps`; names: whose they are
+    """
+    band = spread(losses)
+    every = [v for c in losses for v in c if v > 0]
+    log = bool(every) and min(every) < 1e-3 * max(every)
+    least = 1e-6
+
+    def line(values: Sequence[float], name: str, color: str, width: float, **more: Any) -> dict[str, Any]:
+        n = max(1, len(values) - 1)
+        y = [max(v, least) if log else v for v in values]
+        x = [round(steps * i / n, 2) for i in range(len(values))]
+        return {"x": x, "y": y, "mode": "lines", "type": "scatter", "name": name,
+                "line": {"color": color, "width": width},
+                "hovertemplate": f"{plain(name)}<br>step %{{x:.0f}}: loss %{{y:.3g}}<extra></extra>",
+                **more}  # fmt: skip
+
+    data = [line(band["low"], "10 %", WARM_SOFT, 0), line(band["high"], "90 %", WARM_SOFT, 0, fill="tonexty",
+                                                          fillcolor=WARM_SOFT)]  # fmt: skip
+    data += [line(c, n, EDGE, 1.25, opacity=0.55) for c, n in zip(losses, names, strict=True)]
+    data.append(line(band["median"], "median", WARM_FILL, 5))
+    top = min(max((c[0] for c in losses), default=1.0) * 1.1, 2.5) if not log else max(every)
+    y: dict[str, Any] = {"title": {"text": "loss (share of the start)"}}
+    y |= {"type": "log", "dtick": 1, "exponentformat": "power"} if log else {"range": [0, max(top, 1.05)]}
+    notes = []
+    if band["median"]:
+        end = band["median"][-1]
+        notes.append(label(steps, math.log10(max(end, least)) if log else end, f"<b>median {end:.2g}</b>",
+                           xanchor="right", yshift=22, color=WARM, size=SIZE))  # fmt: skip
+    return large({"data": data, "layout": {"xaxis": {"title": {"text": "step"}, "range": [0, steps * 1.01]},
+                                           "yaxis": y, "annotations": notes, "uirevision": "curves"}})  # fmt: skip
+
+
+def say_curves(losses: Sequence[Sequence[float]], steps: int) -> str:
+    """What the picture shows, in one sentence."""
+    ends = sorted(c[-1] for c in losses)
+    if len(ends) == 1:
+        return f"One device so far: after {steps:,} steps its loss is {ends[0]:.2g}."
+    half = statistics.median(ends)
+    return (f"On {len(ends)} devices, each with its own random numbers, the loss ends between {ends[0]:.2g} and "
+            f"{ends[-1]:.2g} after {steps:,} steps; the median is {half:.2g}.")  # fmt: skip
+
+
+def pareto(points: Sequence[Mapping[str, Any]], front: Sequence[int], base: float | None) -> Figure:
+    """Held-out loss against trainable parameters: the front of those that no other beats, and the rest.
+
+    points  {"run", "says", "who", "trainable", "loss"} of every run that is over; front: their runs, by rising size
+    """
+    by_run = {p["run"]: p for p in points}
+    line = [by_run[r] for r in front]
+
+    def dots(some: Sequence[Mapping[str, Any]], name: str, marker: dict[str, Any]) -> dict[str, Any]:
+        return {"x": [p["trainable"] for p in some], "y": [p["loss"] for p in some], "mode": "markers",
+                "type": "scatter", "name": name, "marker": marker, "customdata": [p["run"] for p in some],
+                "text": [plain(f"{p['says']}, {p['who']}") for p in some],
+                "hovertemplate": "%{text}<br>%{x:,} parameters, loss %{y:.3f} nats<extra></extra>"}  # fmt: skip
+
+    data = [{"x": [p["trainable"] for p in line], "y": [p["loss"] for p in line], "mode": "lines", "type": "scatter",
+             "line": {"color": WARM_FILL, "width": 3, "shape": "hv"}, "hoverinfo": "skip", "name": "front"},
+            dots([p for p in points if p["run"] not in front], "beaten by another",
+                 {"size": 15, "color": CARD, "line": {"color": EDGE, "width": 3}}),
+            dots(line, "on the front", {"size": 19, "color": WARM_FILL})]  # fmt: skip
+    values = [p["loss"] for p in points] + ([base] if base is not None else [])
+    sizes = [p["trainable"] for p in points]
+    low, high = exponent(min(sizes, default=1)), exponent(max(sizes, default=10))
+    room = 0.16 * max(0.4, high - low)
+    notes = []
+    for p in line:
+        right = exponent(p["trainable"]) > (low + high) / 2
+        notes.append(label(exponent(p["trainable"]), p["loss"], f"<b>{plain(p['says'])}</b>", yshift=-24, color=WARM,
+                           xanchor="right" if right else "left"))  # fmt: skip
+    shapes = []
+    if base is not None:
+        shapes.append({"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": base, "y1": base, "layer": "below",
+                       "line": {"color": BASE, "width": 2, "dash": "dash"}})  # fmt: skip
+        notes.append(label(1, base, f"base model {base:.2f}", xref="paper", xanchor="right", yshift=16))
+    pad = 0.14 * (max(values, default=1.0) - min(values, default=0.0)) or 0.2
+    return large({"data": data, "layout": {
+        "xaxis": {"title": {"text": "trainable parameters"}, "type": "log", "range": [low - room, high + room],
+                  "dtick": 1},
+        "yaxis": {"title": {"text": "held-out loss (nats)"}, "nticks": 6,
+                  "range": [min(values, default=0.0) - 1.8 * pad, max(values, default=1.0) + 1.2 * pad]},
+        "shapes": shapes, "annotations": notes, "uirevision": "pareto"}})  # fmt: skip
+
+
+def losses(runs: Sequence[Mapping[str, Any]], base: float | None) -> Figure:
+    """The training loss of every run, smoothed, with its name at its end.
+
+    runs  {"says", "who", "set", "curve": [(step, loss)]}; a set of matrices has a dash of its own
+    """
+    sets = list(dict.fromkeys(r["set"] for r in runs))
+    data, ends = [], []
+    for r in runs:
+        x, y = [p[0] for p in r["curve"]], [p[1] for p in r["curve"]]
+        if not x:
+            continue
+        dash = DASHES[sets.index(r["set"]) % len(DASHES)]
+        data.append({"x": x, "y": y, "mode": "lines", "type": "scatter", "name": r["says"],
+                     "line": {"color": WARM_FILL, "width": 3, "dash": dash}, "opacity": 0.85,
+                     "hovertemplate": f"{plain(r['says'])}, {plain(r['who'])}<br>step %{{x}}: loss %{{y:.2f}}"
+                                      "<extra></extra>"})  # fmt: skip
+        ends.append((y[-1], x[-1], r["says"]))
+    values = [v for d in data for v in d["y"]] + ([base] if base is not None else [])
+    steps = max((d["x"][-1] for d in data), default=1)
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    gap = 0.085 * ((high - low) or 1.0)
+    notes, last = [], -math.inf
+    for y, x, name in sorted(ends)[:12]:
+        at = max(y, last + gap)
+        last = at
+        notes.append(label(x, at, plain(name), xanchor="left", xshift=8, color=INK))
+    shapes = []
+    if base is not None:
+        shapes.append({"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": base, "y1": base, "layer": "below",
+                       "line": {"color": BASE, "width": 2, "dash": "dash"}})  # fmt: skip
+        notes.append(label(steps, base, f"base model {base:.2f}", xanchor="right", yshift=16))
+    return large({"data": data, "layout": {
+        "xaxis": {"title": {"text": "step"}, "range": [0, 1.3 * steps]}, "shapes": shapes, "annotations": notes,
+        "yaxis": {"title": {"text": "training loss (nats)"}, "range": [low - 0.06 * (high - low) - 0.02,
+                                                                       max(high, last) + 0.08 * (high - low) + 0.02]},
+        "uirevision": "losses"}})  # fmt: skip
+
+
+def holding(sigma: Sequence[float], share: float = 0.9) -> int:
+    """How many of the first directions hold so much of Σσ²."""
+    total, got = sum(s * s for s in sigma), 0.0
+    for i, s in enumerate(sigma):
+        got += s * s
+        if got >= share * total * (1 - 1e-9):
+            return i + 1
+    return len(sigma)
+
+
+def spectra(runs: Sequence[Mapping[str, Any]]) -> Figure:
+    """The singular values of each run's largest ΔW over their own largest.
+
+    runs  {"says", "who", "set", "sigma": largest first}
+    """
+    sets = list(dict.fromkeys(r["set"] for r in runs))
+    data, notes, taken = [], [], set()
+    for r in sorted(runs, key=lambda r: len(r["sigma"])):
+        y = [s / r["sigma"][0] for s in r["sigma"][:DIRECTIONS]]
+        data.append({"x": list(range(1, len(y) + 1)), "y": y, "mode": "lines+markers", "type": "scatter",
+                     "name": r["says"], "marker": {"size": 10, "color": WARM_FILL},
+                     "line": {"color": WARM_FILL, "width": 3, "dash": DASHES[sets.index(r["set"]) % len(DASHES)]},
+                     "opacity": 0.85,
+                     "hovertemplate": f"{plain(r['says'])}, {plain(r['who'])}<br>direction %{{x}}: %{{y:.2f}} of σ₁"
+                                      "<extra></extra>"})  # fmt: skip
+        spot = (len(y), round(8 * y[-1]))
+        if spot not in taken:
+            taken.add(spot)
+            notes.append(label(len(y), y[-1], plain(r["says"]), xanchor="left", xshift=10, color=INK))
+    n = max((len(d["x"]) for d in data), default=1)
+    return large({"data": data, "layout": {
+        "xaxis": {"title": {"text": "direction"}, "range": [0.5, 1.35 * n + 0.5]}, "annotations": notes,
+        "yaxis": {"title": {"text": "σ over σ₁"}, "range": [0, 1.08]}, "uirevision": "spectra"}})  # fmt: skip
+
+
+def say_spectra(runs: Sequence[Mapping[str, Any]]) -> str:
+    """How many of the directions that were offered carry 90 % of the largest update, in one sentence."""
+    parts = {}
+    for r in sorted(runs, key=lambda r: len(r["sigma"])):
+        parts[r["says"]] = f"{holding(r['sigma'])} of {r['rank']} for {r['says']}"
+    words = list(parts.values())[:4]
+    if not words:
+        return "No run has a spectrum yet."
+    return f"Directions that hold 90 % of the largest ΔW: {', '.join(words)}."
+
+
+def smoothed(events: Sequence[Mapping[str, Any]], most: int = 120) -> list[tuple[int, float]]:
+    """(step, smoothed training loss) of a run's events, at most about so many points."""
+    from app.figures import smooth, thin
+
+    points = [(int(e["step"]), float(e["loss"])) for e in events if e.get("kind") == "step" and finite(e.get("loss"))]
+    line = smooth([y for _, y in points])
+    return [(x, round(y, 4)) for x, y in thin([(p[0], y) for p, y in zip(points, line, strict=True)], most)]
