@@ -37,7 +37,7 @@ GET = {
     "boot": "run model …", "model": "name!", "data": "model! task file name seed max_tokens", "weights": "name!",
     "runs": "", "run": "run! seen over", "form": "run!", "film": "run! m", "pareto": "run!", "compare": "run!",
     "dials": "run!", "held": "run! first holders", "sides": "run!", "fit": "run! other! m", "heat": "run open",
-    "spectrum": "run open m! with", "microscope": "run open m! part page seq", "besides": "run open", "opened": "",
+    "spectrum": "run open m! with", "microscope": "run open m! with part page seq", "besides": "run open", "opened": "",
     "pair": "run open with!", "questions": "", "question": "name!", "experiments": "",
     "adapter.zip": "run!", "take": "run!", "upload": "name", "open-file": "name set",
 }  # fmt: skip
