@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shutil
 import tempfile
 import threading
@@ -22,6 +20,7 @@ from app.pages.lab import Lab, title
 from app.pages.values import check
 from app.runs.run import Run
 from app.runs.tensorboard import event_file
+from app.tables import as_csv
 from lora_core.errors import UserError
 from lora_core.home import writing
 
@@ -57,9 +56,7 @@ def attached(data: bytes, name: str, kind: str) -> Response:
 
 def curve(lab: Lab, run: Run) -> Response:
     """The curve as CSV, one row for each event."""
-    out = io.StringIO()
-    csv.writer(out).writerows(train.table(lab.store.events(run.id)))
-    return attached(out.getvalue().encode(), f"{called(run)}.csv", "text/csv")
+    return attached(as_csv(train.table(lab.store.events(run.id))).encode(), f"{called(run)}.csv", "text/csv")
 
 
 def tensorboard(lab: Lab, run: Run) -> Response:

@@ -19,10 +19,11 @@ from app.pages.overlay import front
 from app.pages.room import OpenRoom, called, opened
 from app.pages.take import attached
 from app.pages.visitor import asking
-from app.room.export import as_csv, notebook
+from app.room.export import notebook
 from app.room.grid import set_name
 from app.room.question import Question
 from app.room.room import CURVES, SHOWN, STAGES, Person, counted
+from app.tables import as_csv
 from lora_core.errors import UserError
 
 HEAD = ("round", "question", "person", "what", "answer", "right answer", "rank", "matrices", "task", "steps", "seed",

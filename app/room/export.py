@@ -1,25 +1,10 @@
-"""The wall to take along: a table as CSV, and a notebook that draws its figures again."""
+"""The wall to take along: a notebook that draws its figures again (its table as CSV is `app.tables`')."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-
-def as_csv(rows: Sequence[Sequence[Any]]) -> str:
-    """CSV in which no cell is a formula of a spreadsheet: text that begins like one gets an apostrophe."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([[cell(v) for v in row] for row in rows])
-    return out.getvalue()
-
-
-def cell(value: Any) -> Any:
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return f"'{value}"
-    return value
 
 
 def notebook(rows: Sequence[Sequence[Any]], rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -48,7 +48,14 @@ export function save(name, text, type) {
   a.click();
   setTimeout(() => URL.revokeObjectURL(a.href), 1000);
 }
-const cell = (c) => /[",\n]/.test(String(c ?? "")) ? `"${String(c).replaceAll('"', '""')}"` : String(c ?? "");
+/* Rows as CSV: numbers stay numbers, and a text that a spreadsheet would take for a formula gets an apostrophe. */
+const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
+function cell(c) {
+  let text = String(c ?? "");
+  if (typeof c === "string" && /^[=+\-@\t\r]/.test(c) && !NUMBER.test(c)) text = `'${text}`;
+  return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}
+export const csv = (rows) => `${rows.map((line) => line.map(cell).join(",")).join("\n")}\n`;
 
 /* A map of cells as a figure and as rows: values are {matrix: [value of layer 0, 1, …]}. */
 export const mapRows = (values) => Object.keys(values ?? {}).length ? [["layer", ...Object.keys(values)],
@@ -107,5 +114,5 @@ export function exports(what, {name, figure, svg, rows}) {
   const item = (text, act) => h("button", {type: "button", class: "ll-button small", onclick: act}, text);
   return h("details", {class: "ll-export"}, h("summary", {"aria-label": `Save ${what}`, title: `Save ${what}`}, "⋯"), h("div", {class: "ll-export-items"},
     item("PNG", () => picture("png")), item("SVG", () => picture("svg")),
-    item("CSV", () => { const r = rows(); if (r) save(`${name()}.csv`, r.map((line) => line.map(cell).join(",")).join("\n") + "\n", "text/csv"); })));
+    item("CSV", () => { const r = rows(); if (r) save(`${name()}.csv`, csv(r), "text/csv"); })));
 }
