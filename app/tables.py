@@ -13,9 +13,12 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.I)
 
 
 def as_csv(rows: Sequence[Sequence[Any]]) -> str:
-    """Lines of comma-separated cells; None is an empty one. A text that begins like a formula gets an apostrophe."""
+    """Lines of comma-separated cells as RFC 4180 has them; None is an empty one.
+
+    A text that begins like a formula gets an apostrophe.
+    """
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([[cell(v) for v in row] for row in rows])
+    csv.writer(out).writerows([[cell(v) for v in row] for row in rows])
     return out.getvalue()
 
 

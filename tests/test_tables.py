@@ -28,4 +28,4 @@ def test_no_cell_is_a_formula_and_every_other_is_as_it_was(rows: list[list[objec
 
 
 def test_numbers_stay_numbers() -> None:
-    assert as_csv([[-1.5, 2, None, "-1.5", "+3e5", "=1+1", "-2+3"]]) == "-1.5,2,,-1.5,+3e5,'=1+1,'-2+3\n"
+    assert as_csv([[-1.5, 2, None, "-1.5", "+3e5", "=1+1", "-2+3"]]) == "-1.5,2,,-1.5,+3e5,'=1+1,'-2+3\r\n"
