@@ -30,6 +30,7 @@ from app.pages.keys import Keys
 from app.pages.lab import Lab
 from app.pages.room import OpenRoom, invitation, open_room
 from app.pages.session import ModelSession
+from app.pages.sweeper import Sweeper
 from app.pages.uploads import Uploads
 from app.room.cells import Dispatcher
 from app.runs.experiments import ExperimentRunner, working
@@ -60,6 +61,7 @@ def create_app(store: RunStore, queue: RunQueue, *, session: ModelSession | None
     lab = Lab(store=store, queue=queue, session=session, uploads=Uploads(folder),
               experiments=ExperimentRunner(folder), room=room)
     dispatcher = Dispatcher(room.room, store, queue) if room else None
+    sweeper = Sweeper(lab)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -67,7 +69,7 @@ def create_app(store: RunStore, queue: RunQueue, *, session: ModelSession | None
         queue.boot()
         if dispatcher:
             dispatcher.boot()
-        lab.uploads.sweep()
+        sweeper.boot()
         if model is not None:
             lab.session.warm(model)
         else:
@@ -77,6 +79,7 @@ def create_app(store: RunStore, queue: RunQueue, *, session: ModelSession | None
         finally:
             if dispatcher:
                 dispatcher.close()
+            sweeper.close()
             queue.close()
 
     outer = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, lifespan=life)

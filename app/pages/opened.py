@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lora_core.foreign import Opened
 
 MOST_FILES = 60  # of one set
+NEVER_S = 3600.0  # since its last file came, of a set that nobody opened
 TAKEN = (".safetensors", ".json", ".zip")
 ABOUT = "about.json"
 
@@ -56,6 +57,7 @@ class Sets:
             raise UserError(f"{clean} is there twice; an adapter has one file of a name")
         try:
             quota = owners.quota()
+            owners.room_for_all(self.home)
             room = min(quota.set_bytes - self._size(folder), quota.all_sets - self._size(self.root))
             if len(list((folder / "files").iterdir())) >= MOST_FILES:
                 raise UserError(f"an adapter has a few files; of one set at most {MOST_FILES} are taken")
@@ -109,6 +111,10 @@ class Sets:
         """Remove what is older than a day, of everybody."""
         for place in owners.folders(self.home):
             swept(place / "opened", older_s)
+            for files in (place / "opened").glob("*/files"):  # sent, and never opened
+                with suppress(OSError):
+                    if not (files.parent / ABOUT).exists() and time.time() - files.stat().st_mtime > NEVER_S:
+                        shutil.rmtree(files.parent, ignore_errors=True)
 
     # ---- opening
     def open(self, set_id: str, name: str = "", base: str | None = None) -> tuple[Opened, str]:

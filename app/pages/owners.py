@@ -7,6 +7,7 @@ else can ask for them. The model in memory is the presenter's choice, and so are
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,8 +37,26 @@ class Quota:
     all_sets: int
 
 
+ALL_BYTES = 8 << 30  # of all participants' files together
+FREE_BYTES = 1 << 30  # of the disk, which are left to the runs
 MINE = Quota(files=50, bytes=512 << 20, sets=20, set_bytes=2 << 30, all_sets=6 << 30)
 THEIRS = Quota(files=10, bytes=64 << 20, sets=4, set_bytes=128 << 20, all_sets=128 << 20)
+
+
+_people = {"bytes": 0}  # of all participants, as the sweeper counted them last
+
+
+def crowd(bytes: int) -> None:
+    """Note how much all participants have lying here."""
+    _people["bytes"] = bytes
+
+
+def room_for_all(home: Path) -> None:
+    """UserError for a participant where all of them fill what is set aside, or the disk would be full."""
+    if asking.get().sees_all:
+        return
+    if _people["bytes"] > ALL_BYTES or shutil.disk_usage(home).free < FREE_BYTES:
+        raise UserError("there is no room for more files here; the presenter can make some")
 
 
 def owner() -> str:

@@ -19,7 +19,8 @@ from app.pages import owners
 from lora_core.errors import UserError, unknown
 from lora_core.home import writing
 
-OLD_S = 86_400.0
+OLD_S, BROKEN_S = 86_400.0, 300.0
+PART = ".part"  # the name of a file that is still coming
 LOOK = 4 << 20  # bytes between two looks at what else was sent meanwhile
 SALT = secrets.token_bytes(16)
 ID = re.compile(r"[0-9a-f]{16}")
@@ -44,6 +45,7 @@ class Uploads:
             raise unknown("reader for files that end in", Path(clean).suffix or clean, EXTENSIONS)
         self.sweep()
         self._room(files=1)
+        owners.room_for_all(self.home)
         id = secrets.token_hex(8)
         folder = self.root / id
         try:
@@ -51,7 +53,8 @@ class Uploads:
                 self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
                 folder.mkdir(mode=0o700)
                 count = looked = 0
-                with open(folder / clean, "wb") as file:
+                part = folder / PART
+                with open(part, "wb") as file:
                     async for chunk in chunks:
                         count += len(chunk)
                         if count > MOST_BYTES:
@@ -59,8 +62,10 @@ class Uploads:
                         if count - looked >= LOOK or not looked:
                             looked = count
                             self._room(bytes=len(chunk))
+                            owners.room_for_all(self.home)
                         file.write(chunk)
                 self._room()
+                part.rename(folder / clean)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -90,14 +95,18 @@ class Uploads:
     def path(self, id: str) -> Path:
         """The file of an upload; UserError when there is none of that id (any more)."""
         files = list((self.root / id).iterdir()) if ID.fullmatch(id) and (self.root / id).is_dir() else []
-        if len(files) != 1:
+        if len(files) != 1 or files[0].name == PART:
             raise UserError("that file is no longer here; choose it again")
         return files[0]
 
     def sweep(self, older_s: float = OLD_S) -> None:
-        """Remove what is older than a day, of everybody."""
+        """Remove what is older than a day, of everybody, and what was broken off."""
         for place in owners.folders(self.home):
             swept(place / "uploads", older_s)
+            for part in (place / "uploads").glob(f"*/{PART}"):
+                with suppress(OSError):
+                    if time.time() - part.stat().st_mtime > BROKEN_S:
+                        shutil.rmtree(part.parent, ignore_errors=True)
 
     def _room(self, files: int = 0, bytes: int = 0) -> None:
         """UserError where whoever asks would have more than they may with so many more files and bytes."""
