@@ -9,7 +9,7 @@ PYTHON  ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 
              $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 INSTALL  = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup dev lab run models browser test test-all coverage bench lint docs
+.PHONY: help setup dev lab run models browser test test-all coverage bench soak lint docs
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make coverage  the library's tests, and which of its lines they do not reach"
 	@echo "make lint      ruff and pyright"
 	@echo "make bench     measurements beside other tools, one JSON line each (ONLY="spectra training")"
+	@echo "make soak      load, kills and fuzzing at full length (ONLY=kills), one JSON line each"
 	@echo "make docs      docs/api.md from the docstrings, docs/read_the_paper.md from the results, docs/play.html from the page"
 
 $(BIN)/python:
@@ -84,6 +85,10 @@ ONLY ?= $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py))
 bench: dev models
 	@$(INSTALL) -e '.[bench]'
 	@set -e; for b in $(ONLY); do $(BIN)/python -m benchmarks.bench_$$b; done; $(BIN)/python -m benchmarks.table
+
+# Each part takes some minutes.
+soak: dev models browser
+	$(BIN)/python -m benchmarks.soak $(if $(filter command line,$(origin ONLY)),$(ONLY))
 
 lint: dev
 	$(BIN)/ruff check .

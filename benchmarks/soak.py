@@ -1,0 +1,69 @@
+"""What takes minutes to find out: `python -m benchmarks.soak [PART …]`, every part when none is named (`make soak`).
+
+A part is a command that prints a JSON object with its figures on its last line, and fails where something is not as it
+must be. Each run of a part adds one line to results/soak PART.jsonl: its figures, how long it took, and the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+
+from benchmarks.kit import RESULTS, child, machine
+
+# part: (what it does, module, its arguments)
+PARTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "kills": (
+        "kill -9 of servers and workers at random moments, with checkpoints of 2 MB",
+        "tests.kills",
+        ("queue", "--times", "150", "--seconds", "230"),
+    ),
+    "cuts": (
+        "the power goes between any two writes of a training, of making and of deleting a run",
+        "tests.kills",
+        ("cuts", "--times", "270", "--seconds", "230"),
+    ),
+    "kills real": (
+        "kill -9 and power cuts in the library's own training of a tiny model, bit for bit",
+        "tests.kills",
+        ("real", "--times", "60", "--seconds", "230"),
+    ),
+}
+
+
+def soak(name: str, seed: int) -> dict[str, object]:
+    """Run one part and write its line; raises RuntimeError with what it said where it fails."""
+    what, module, arguments = PARTS[name]
+    began = time.monotonic()
+    more = () if "--seed" in arguments or not seed else ("--seed", str(seed))
+    figures = child(module, *arguments, *more)
+    line = {"row": f"soak {name}", "what": what, "command": [module, *arguments, *more], "figures": figures,
+            "seconds": round(time.monotonic() - began, 1), "machine": machine()}  # fmt: skip
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / f"soak {name}.jsonl").open("a") as f:
+        f.write(json.dumps(line) + "\n")
+    print(f"soak {name}: {json.dumps(figures)}", flush=True)
+    return line
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description="parts: " + ", ".join(PARTS))
+    parser.add_argument("parts", nargs="*", metavar="PART", help="all when none is named")
+    parser.add_argument("--seed", type=int, default=0, help="other random moments")
+    given = parser.parse_args(arguments)
+    if unknown := [n for n in given.parts if n not in PARTS]:
+        parser.error(f"no part {unknown[0]!r}; there are: {', '.join(PARTS)}")
+    failed = 0
+    for name in given.parts or PARTS:
+        try:
+            soak(name, given.seed)
+        except RuntimeError as error:
+            failed += 1
+            print(f"soak {name}: {error}", file=sys.stderr, flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
