@@ -24,13 +24,13 @@ import numpy as np
 import safetensors
 
 from lora_core.errors import UserError
-from lora_core.weights import header_length
+from lora_core.weights import MAX_HEADER, header_length
 
 CONFIG, WEIGHTS, LAB = "adapter_config.json", "adapter_model.safetensors", "lora_lab.json"
 PREFIX = "base_model.model."
 OURS = "LORA_LAB"  # peft_type of an adapter that PEFT has no words for: it refuses the name, and so reads nothing wrong
 NO_TARGET = "dummy-target-modules"  # PEFT's word for an adapter without factors
-MAX_JSON, MAX_HEADER, MAX_WEIGHTS = 4 << 20, 4 << 20, 8 << 30  # bytes
+MAX_JSON, MAX_WEIGHTS = 1 << 20, 8 << 30  # bytes
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 EXPERTS = ("gate_up_proj", "up_proj", "down_proj")  # the parameters of experts, in the order in which modules have them
 # What PEFT can say and this library does not do: anything but the value here is refused by its name.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lora_core.foreign import Opened
 
 MOST_FILES = 60  # of one set
+TAIL, MAX_LIST = 70_000, 1 << 20  # bytes at the end of a zip where its list is named, and of the list itself
 NEVER_S = 3600.0  # since its last file came, of a set that nobody opened
 TAKEN = (".safetensors", ".json", ".zip")
 ABOUT = "about.json"
@@ -141,6 +142,7 @@ class Sets:
             return open_any(unpacked, base=base)
         zips = [p for p in files if p.suffix.lower() == ".zip"]
         if len(files) == 1 and zips:
+            bounded(zips[0])
             found = open_any(zips[0], base=base, scratch=unpacked)
             if unpacked.is_dir():
                 zips[0].unlink()
@@ -156,6 +158,27 @@ class Sets:
                 if isinstance(about, dict):
                     found.append({"id": folder.name, "name": str(about.get("name", ""))})
         return found
+
+
+def bounded(path: Path) -> None:
+    """UserError for a zip whose list of members is too long to be read, or whose members are too large together."""
+    import zipfile
+
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        tail = file.read()
+    at = tail.rfind(b"PK\x05\x06")
+    length = int.from_bytes(tail[at + 12 : at + 16], "little") if at >= 0 else 0
+    if length > MAX_LIST or tail[max(0, at - 20) : at].startswith(b"PK\x06\x07"):
+        raise UserError(f"{path.name} has more members than an adapter's zip")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            total = sum(m.file_size for m in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
+        raise UserError(f"{path.name} is no zip that can be read") from None
+    if total > owners.quota().set_bytes:
+        raise UserError(f"{path.name} unpacks to {total >> 20:,} MiB; one adapter may have "
+                        f"{owners.quota().set_bytes >> 20:,}")  # fmt: skip
 
 
 def plain(text: str, folder: Path) -> str:

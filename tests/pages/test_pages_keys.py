@@ -460,3 +460,45 @@ def test_the_command_serves_others_only_with_a_key(monkeypatch: pytest.MonkeyPat
     made.clear()
     server.serve("127.0.0.1", 0, open_browser=False)
     assert made[0].app.keys is None and made[0].app.hosts == names("127.0.0.1") and "key" not in made[1]
+
+
+# ---- models from strangers
+def test_a_long_header_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    from lora_core.foreign import open_any
+    from lora_core.peft_format import read_tensors
+    from lora_core.weights import MAX_HEADER
+
+    assert MAX_HEADER == 1 << 20
+    length = MAX_HEADER + 8
+    text = b'{"__metadata__": {"a": "' + b"x" * (length - 28) + b'"}}  '
+    path = tmp_path / "adapter_model.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + text.ljust(length)[:length])
+    for read in (open_any, read_tensors):
+        began = time.perf_counter()
+        with pytest.raises(UserError, match="header claims"):
+            read(path)
+        assert time.perf_counter() - began < 1
+
+
+def test_a_zip_is_bounded_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import zipfile
+    from dataclasses import replace
+
+    from app.pages import owners
+    from app.pages.opened import bounded
+
+    bomb, many = tmp_path / "bomb.zip", tmp_path / "many.zip"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("adapter_model.safetensors", b"\0" * (3 << 20))
+    bounded(bomb)
+    monkeypatch.setattr(owners, "MINE", replace(owners.MINE, set_bytes=2 << 20))
+    with pytest.raises(UserError, match="unpacks to 3 MiB; one adapter may have 2"):
+        bounded(bomb)
+    with zipfile.ZipFile(many, "w") as z:
+        for i in range(20_000):
+            z.writestr(f"{i}", b"")
+    with pytest.raises(UserError, match="more members"):
+        bounded(many)
+    (tmp_path / "no.zip").write_bytes(b"PK\x03\x04" + bytes(100))
+    with pytest.raises(UserError, match="no zip that can be read"):
+        bounded(tmp_path / "no.zip")
