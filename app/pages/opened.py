@@ -175,7 +175,7 @@ def bounded(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             total = sum(m.file_size for m in archive.infolist())
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
-        raise UserError(f"{path.name} is no zip that can be read") from None
+        raise UserError(f"{path.name} cannot be unpacked: it is no zip") from None
     if total > owners.quota().set_bytes:
         raise UserError(f"{path.name} unpacks to {total >> 20:,} MiB; one adapter may have "
                         f"{owners.quota().set_bytes >> 20:,}")  # fmt: skip
