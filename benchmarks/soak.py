@@ -25,7 +25,7 @@ PARTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "tests.kills",
         ("cuts", "--times", "270", "--seconds", "230"),
     ),
-    "kills real": (
+    "kills-training": (
         "kill -9 and power cuts in the library's own training of a tiny model, bit for bit",
         "tests.kills",
         ("real", "--times", "60", "--seconds", "230"),

@@ -124,6 +124,8 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> TrainConfig:
         """Inverse of `to_dict`; a key that is no field is a UserError."""
+        if not isinstance(d, Mapping):
+            raise UserError(f"the training's settings are {d!r}; they are names with values, as in {{'steps': 60}}")
         known = [f.name for f in fields(cls)]
         for key in d:
             if key not in known:
@@ -223,7 +225,7 @@ def train(
     adapter.enable()
     good = [p.detach().clone() for p in params]
     recent: deque[tuple[int, float]] = deque(maxlen=8)
-    step, held_loss, reason, message = start, base_loss, "done", None
+    step, saved, held_loss, reason, message = start, start, base_loss, "done", None
 
     def event(kind: Any, **more: Any) -> TrainEvent:
         spent = sum(s for _, s in recent)
@@ -299,10 +301,11 @@ def train(
                     break
             if file and config.checkpoint_every and step % config.checkpoint_every == 0 and step < config.steps:
                 save_checkpoint(file, adapter, optimizer, config, objective.name, step, tokens, train_s, base_loss)
+                saved = step
             if stop is not None and stop() and step < config.steps:
                 reason, message = "stopped", f"stopped after step {step} of {config.steps}; the adapter is kept"
                 break
-        if file and reason == "stopped":  # to go on from this very step
+        if file and reason == "stopped" and step != saved:  # to go on from this very step
             save_checkpoint(file, adapter, optimizer, config, objective.name, step, tokens, train_s, base_loss)
         if held and reason == "stopped" and step not in config.eval_steps:
             held_loss = mean_loss(objective, held)

@@ -134,7 +134,10 @@ def test_a_checkpoint_of_other_settings_or_a_torn_one_is_refused(tmp_path: Path)
     with pytest.raises(lc.UserError, match="another lr"):
         run(fresh(), checkpoint=file, lr=1e-3)
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(lc.UserError, match="cannot be read"):
+    assert [e.step for e in run(fresh(), checkpoint=file) if e.kind == "step"][0] == 2, "from the one before"
+    for torn in (file, file.with_name("before-c")):
+        torn.write_bytes(b"torn")
+    with pytest.raises(lc.UserError, match="cannot be read: it is torn"):
         run(fresh(), checkpoint=file)
 
 

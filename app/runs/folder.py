@@ -91,6 +91,8 @@ def trim(folder: Path) -> tuple[list[dict[str, Any]], str | None]:
 def sentence(error: BaseException, folder: Path) -> str:
     """One line for a person; the traceback is in log.txt."""
     text = " ".join(str(error).split())
+    if not folder.is_dir():
+        return f"its folder {folder} is gone; it was deleted while the run was trained"
     number = error.errno if isinstance(error, OSError) else errno.ENOSPC if isinstance(error, apsw.FullError) else None
     if number in WHY:
         return f"cannot write the run to {folder}: {WHY[number]}; make room and resume the run"

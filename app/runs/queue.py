@@ -161,7 +161,8 @@ class RunQueue:
         self.child = None
         with suppress(ValueError):  # deleted meanwhile
             run = self.store.get(launched.id)
-            if run.status == "queued" and run.attempts == launched.attempts:  # else it began, died and waits again
+            same = (run.created, run.attempts) == (launched.created, launched.attempts)
+            if run.status == "queued" and same:  # else it began, died and waits again
                 why = f"its worker did not start (exit status {code}); log.txt in its folder says why"
                 self.store.settle(run, "failed", why)
 
