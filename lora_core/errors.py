@@ -10,10 +10,26 @@ import difflib
 from collections.abc import Iterable
 
 MOST = 20  # names that an error lists
+LONGEST, LONGEST_NAME = 1000, 80  # characters of a sentence, and of a name in it
 
 
 class UserError(ValueError):
-    """The user's input cannot be used. `str(error)` is a whole sentence that can be shown as it is."""
+    """The user's input cannot be used. `str(error)` is a whole sentence that can be shown as it is.
+
+    What was given stands in it, and may be anything: of a very long sentence the middle is left out, and what is no
+    character (half of a surrogate pair) is replaced.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(shortened(text, LONGEST))
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most so many characters, all of which can be written down."""
+    if len(text) > most:
+        end = most // 3
+        text = f"{text[: most - end - 3]} … {text[-end:]}"
+    return text.encode("utf-8", "replace").decode()
 
 
 def nearest(given: str, possible: Iterable[str]) -> str | None:
@@ -37,7 +53,8 @@ def unknown(kind: str, given: str, possible: Iterable[str], where: str = "") -> 
     `unknown("matrix", "qproj", ["q", "k"], "in LlamaForCausalLM")` reads
     ``no matrix 'qproj' in LlamaForCausalLM; possible: q k (did you mean 'q'?)``.
     """
-    names = list(possible)
+    names = [shortened(name, LONGEST_NAME) for name in possible]
+    given = shortened(given, LONGEST_NAME)
     place = f" {where}" if where else ""
     more = f" … ({len(names) - MOST} more)" if len(names) > MOST else ""
     choice = f"; possible: {' '.join(names[:MOST])}{more}" if names else "; there are none"

@@ -25,6 +25,7 @@ from lora_core.weights import INDEX, ONE, Weights, read_header
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy")
 WANTED = (".safetensors", ".json")
 MAX_UNPACKED = 4 << 30  # bytes of a zip's members together
+MAX_RATIO = 100  # of a zip's own size: weights hardly shrink, and nothing but a bomb unpacks to more
 MAX_MEMBERS = 2000
 MAX_TEXT = 2000  # characters of one value of the metadata that are kept
 MAX_VALUES = 200
@@ -176,7 +177,7 @@ def unpack(path: Path, into: Path) -> Path:
                 for n in names:
                     refuse_pickle(Path(n.rpartition("/")[2]))
                 raise UserError(f"{path.name} holds no safetensors file")
-            room = MAX_UNPACKED
+            room = min(MAX_UNPACKED, MAX_RATIO * path.stat().st_size + (1 << 20))
             with writing(into):
                 into.mkdir(parents=True, exist_ok=True)
             for member, name in zip(members, names):
@@ -197,7 +198,7 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, to: Path, room: i
         while chunk := source.read(1 << 20):
             count += len(chunk)
             if count > room:
-                raise UserError(f"the zip unpacks to more than {MAX_UNPACKED >> 30} GiB")
+                raise UserError(f"the zip unpacks to more than {MAX_UNPACKED >> 30} GiB, or {MAX_RATIO} times its size")
             target.write(chunk)
     return count
 

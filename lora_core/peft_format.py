@@ -24,6 +24,7 @@ import numpy as np
 import safetensors
 
 from lora_core.errors import UserError
+from lora_core.patterns import Names
 from lora_core.weights import MAX_HEADER, header_length
 
 CONFIG, WEIGHTS, LAB = "adapter_config.json", "adapter_model.safetensors", "lora_lab.json"
@@ -121,24 +122,17 @@ def check_config(folder: Path, config: Mapping[str, Any], ours: bool) -> None:
             isinstance(v, (int, float)) and 0 < v < math.inf for v in values.values()
         ):
             raise UserError(f"{folder / CONFIG}: {name} must map module names to positive numbers")
-        for p in values:
-            _compiled(folder, p)
     for name in ("modules_to_save", "target_parameters", "target_modules"):
         values = config.get(name) or []
         if name == "target_modules" and isinstance(values, str):
-            _compiled(folder, values)
-        elif not isinstance(values, list) or not all(isinstance(v, str) and v for v in values):
+            continue
+        if not isinstance(values, list) or not all(isinstance(v, str) and v for v in values):
             raise UserError(f"{folder / CONFIG}: {name} must be a list of names")
 
 
-def _compiled(folder: Path, p: str) -> re.Pattern[str]:
-    """PEFT's names are regular expressions; those that could take for ever to match are refused."""
-    if len(p) > 1000 or re.search(r"\)[*+?{]", p) or len(re.findall(r"(?<!\\)[*+{]", p)) > 4:
-        raise UserError(f"{folder / CONFIG}: the pattern {p[:60]!r} is too involved for a name")
-    try:
-        return re.compile(rf"(?:.*\.)?(?:{p})$")
-    except (re.error, OverflowError) as e:
-        raise UserError(f"{folder / CONFIG}: {p[:60]!r} is no pattern: {e}") from None
+def natural(name: str) -> list[Any]:
+    """A key that sorts layer 2 before layer 10."""
+    return [(0, int(c), "") if c.isdecimal() else (1, 0, c) for c in re.split(r"(\d{1,9})", name)]
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -155,7 +149,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     except (safetensors.SafetensorError, RecursionError) as e:
         raise UserError(f"{path} is no readable safetensors file: {e}") from None
     out = {}
-    for name, t in sorted(raw, key=lambda item: [int(c) if c.isdecimal() else c for c in re.split(r"(\d+)", item[0])]):
+    for name, t in sorted(raw, key=lambda item: natural(item[0])):
         if t["dtype"] == "BF16":  # numpy has no bfloat16: its bits are the upper half of a float32
             value = (np.frombuffer(t["data"], np.uint16).astype(np.uint32) << 16).view(np.float32)
         elif t["dtype"] in DTYPES:
@@ -199,9 +193,10 @@ def parse(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndar
             parts.copies[whole] = value
         else:
             raise UserError(f"{file}: unknown tensor {name!r}: neither factors nor what {CONFIG} says is saved whole")
+    names = Names(folder / CONFIG, config)
     for path, levels in found.items():
-        for param, pieces in _named(folder, config, path, levels).items():
-            _add(parts.units, folder, config, path, param, pieces)
+        for param, pieces in _named(folder, config, names, path, levels).items():
+            _add(parts.units, folder, config, names, path, param, pieces)
     if not parts.units and not parts.copies:
         raise UserError(f"{file} holds no factors")
     for name in parts.base:
@@ -216,14 +211,9 @@ def is_saved(path: str, names: Iterable[str]) -> bool:
     return any(path[:i].endswith(n) for i in ends for n in names)
 
 
-def _named(folder: Path, config: Mapping[str, Any], path: str, levels: dict[int, Any]) -> dict[str, Any]:
+def _named(folder: Path, config: Mapping[str, Any], known: Names, path: str, levels: dict[int, Any]) -> dict[str, Any]:
     """{parameter: its pieces}, the deepest first; "weight" of a module that PEFT targets as one."""
-    targets = config.get("target_modules") or []
-    if isinstance(targets, str):
-        module = targets == "all-linear" or re.fullmatch(targets, path)
-    else:
-        module = any(path == t or path.endswith(f".{t}") for t in targets)
-    names = []
+    module, names = known.target(path), []
     for t in config.get("target_parameters") or []:
         param = t.rpartition(".")[2]
         if f"{path}.{param}" == t or f"{path}.{param}".endswith(f".{t}"):
@@ -237,7 +227,7 @@ def _named(folder: Path, config: Mapping[str, Any], path: str, levels: dict[int,
     return dict(zip(names, (levels[d] for d in sorted(levels, reverse=True)), strict=True))
 
 
-def _add(units: dict[str, Unit], folder: Path, config: Mapping[str, Any], path: str, param: str,
+def _add(units: dict[str, Unit], folder: Path, config: Mapping[str, Any], known: Names, path: str, param: str,
          pieces: Mapping[str, np.ndarray]) -> None:  # fmt: skip
     """The Unit, or those of all experts, from the tensors of one matrix; every shape checked."""
     file, dora = folder / WEIGHTS, bool(config.get("use_dora"))
@@ -260,8 +250,7 @@ def _add(units: dict[str, Unit], folder: Path, config: Mapping[str, Any], path: 
     A, B, m = got["A"], got["B"], got.get("m")
     assert A is not None and B is not None
     name = path if param == "weight" and not as_parameter(config, path) else f"{path}.{param}"
-    r = lookup_pattern(folder, config.get("rank_pattern"), name, config["r"])
-    alpha = float(lookup_pattern(folder, config.get("alpha_pattern"), name, config["lora_alpha"]))
+    r, alpha = known.value("rank", name), float(known.value("alpha", name))
     scaling = alpha / math.sqrt(r) if config.get("use_rslora") else alpha / r
     experts = 1 if param == "weight" else max(1, int(A.shape[0] // r))
     if A.shape[0] != r * experts or B.shape[1] != r * experts or (m is not None and len(m) != B.shape[0]):
@@ -281,10 +270,3 @@ def as_parameter(config: Mapping[str, Any], path: str) -> bool:
     name = f"{path}.weight"
     return any(name == t or name.endswith(f".{t}") for t in config.get("target_parameters") or [])
 
-
-def lookup_pattern(folder: Path, patterns: Mapping[str, float] | None, name: str, default: float) -> float:
-    """PEFT's rule: the first pattern that matches the name or a dotted end of it; a leading ^ means the whole."""
-    for p, value in (patterns or {}).items():
-        if _compiled(folder, p).match(name):
-            return value
-    return default

@@ -21,7 +21,7 @@ import numpy as np
 
 from lora_core.errors import UserError
 from lora_core.families import TARGETS, guess
-from lora_core.peft_format import PREFIX
+from lora_core.peft_format import PREFIX, natural
 from lora_core.stored import Stored, StoredSite
 from lora_core.weights import Entry, Header, read_entry
 
@@ -190,11 +190,6 @@ def _config(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 # ---- places in a map -----------------------------------------------------------------------------------------------
-def natural(name: str) -> list[Any]:
-    """A key that sorts block 2 before block 10."""
-    return [(0, int(c), "") if c.isdecimal() else (1, 0, c) for c in re.split(r"(\d{1,9})", name)]
-
-
 def _placed(sites: dict[str, StoredSite]) -> dict[str, StoredSite]:
     """What no family of language models knows gets the end of its path as its name, and its blocks are counted."""
     places = Counter((s.target, s.layer) for s in sites.values())

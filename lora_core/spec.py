@@ -88,7 +88,10 @@ class LoraSpec:
         put("dropout", float(self.dropout))
         for name, check in (("rank_pattern", _rank), ("alpha_pattern", _alpha)):
             value = getattr(self, name)
-            pairs = value.items() if isinstance(value, Mapping) else value
+            pairs = list(value.items()) if isinstance(value, Mapping) else value
+            paired = isinstance(pairs, (list, tuple)) and all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs)
+            if not paired:
+                raise UserError(f"{name} is {value!r}; it gives names their values, as in {{'q': 4}}")
             put(name, tuple(sorted((str(k), check(f"{name}[{k!r}]", v)) for k, v in pairs)))
 
     def rank_of(self, *names: str) -> int:
@@ -115,6 +118,8 @@ class LoraSpec:
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> LoraSpec:
         """Inverse of `to_dict`; a key that is no field is a UserError."""
+        if not isinstance(d, Mapping):
+            raise UserError(f"the adapter's settings are {d!r}; they are names with values, as in {{'rank': 8}}")
         known = [f.name for f in fields(cls)]
         for key in d:
             if key not in known:
@@ -123,9 +128,11 @@ class LoraSpec:
 
 
 def _names(targets: Iterable[str] | str, none: bool = False) -> tuple[str, ...]:
+    if isinstance(targets, Mapping) or not isinstance(targets, Iterable):
+        raise UserError(f"targets are names such as q or v; given {targets!r}")
     names = targets.split(",") if isinstance(targets, str) else list(targets)
     if not all(isinstance(n, str) for n in names):
-        raise UserError(f"targets are names such as q or v; given {names!r}")
+        raise UserError(f"targets are names such as q or v; given {targets!r}")
     names = [n.strip() for n in names if n.strip()]
     if not names and not none:
         raise UserError("no target: name at least one matrix to adapt, for example q,v")

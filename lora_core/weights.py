@@ -91,6 +91,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) != len(pairs):
         raise ValueError("a name is there twice")
+    "".join(out).encode()  # half of a surrogate pair is no character: UnicodeEncodeError, which is a ValueError
     return out
 
 

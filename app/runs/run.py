@@ -72,7 +72,7 @@ class RunRequest:
         for key in d:
             if key not in known:
                 raise unknown("setting", str(key), known, "RunRequest")
-        return cls(**d)
+        return cls(**{"model": "", **d})
 
     @classmethod
     def stored(cls, d: Mapping[str, Any]) -> RunRequest:
@@ -231,6 +231,7 @@ def command_line(request: RunRequest, out: str = "DIR") -> str:
     words |= {k: c.get(k) for k in ("steps", "batch_size", "lr", "seed")}
     words |= {k: s.get(k, c.get(k)) for k in USUAL if k in s and k != "layers" or k in c}
     words |= {"full": ",".join(s.get("full") or ()) or None, "objective": request.objective}
+    words |= {k: s.get(k) or None for k in ("bottleneck", "prefix")}
     words |= {"template": request.template, "title": request.title, "out": out}
     parts = [f"--{k.replace('_', '-')} {shlex.quote(_exact(v) if isinstance(v, float) else str(v))}"
              for k, v in words.items() if v is not None and v != USUAL.get(k)]  # fmt: skip
