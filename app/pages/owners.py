@@ -80,7 +80,8 @@ def folders(home: Path) -> list[Path]:
 
 def page(name: Any) -> str:
     """A page's own name, as far as other people's pages are concerned: nobody ends another one's question by it."""
-    return f"{asking.get().owner}/{str(name or '')[:40]}"
+    own = str(name or "")[:40]
+    return own if asking.get().sees_all else f"{asking.get().owner}/{own}"
 
 
 # ---- runs
