@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from app.pages.lab import Lab
-from app.runs.run import RunRequest, command_line
+from app.runs.run import RunRequest, command_line, describe
 from lora_core.errors import UserError
 
 OUT = "my-adapter"
@@ -56,7 +56,7 @@ def lines(request: RunRequest, spec: Any, config: Any) -> tuple[list[str], list[
     rest = [
         f"spec = lc.LoraSpec({arguments(**changed(spec, ('targets', 'rank', 'alpha')))})",
         f"config = lc.TrainConfig({arguments(**changed(config, KEPT, APART))})",
-        "adapter = lc.attach(model, spec, name='mine', seed=config.seed)  # B = 0: the outputs are still the same",
+        "adapter = lc.attach(model, spec, name='mine', seed=config.seed)  # the outputs are still the same",
         "for event in lc.train(adapter, task, config, tokenizer=tokenizer):",
         "    print(event.kind, event.step, event.loss)",
         f"adapter.save({OUT!r})  # PEFT's format",
@@ -92,19 +92,24 @@ def notebook(request: RunRequest, spec: Any, config: Any) -> dict[str, Any]:
     before = [*look, *(t.format(sides="[None]") for t in texts)]
     after = [t.format(sides="[None, 'mine']") for t in texts]
     where = "all layers" if spec.layers == "all" else f"{len(spec.layers)} layers"
+    factors = set(spec.targets) - {"bias", "norm"}
+    what = (f"{' '.join(spec.targets)} in {where}, rank {spec.rank}, α {spec.alpha:g}: h = W0·x + s·B·A·x with "
+            f"s = {spec.scale():g}" if factors else describe(request))  # fmt: skip
     cells = [
-        ("markdown", [f"# LoRA on {request.data_name}", "", f"`{request.model}`, {' '.join(spec.targets)} in {where}, "
-                      f"rank {spec.rank}, α {spec.alpha:g}: h = W0·x + s·B·A·x with s = {spec.scale():g}."]),
+        ("markdown", [f"# {'LoRA' if factors else 'Fine-tuning'} on {request.data_name}", "",
+                      f"`{request.model}`, {what}."]),
         ("code", ["import lora_core as lc", "", *head, *task]),
         ("markdown", ["What the model writes before."]),
         ("code", before),
-        ("markdown", ["Training: only A and B change, and B starts at zero."]),
+        ("markdown", ["Training: only A and B change, and B starts at zero." if factors else "Training."]),
         ("code", rest),
         ("markdown", ["What it writes without the adapter and with it."]),
         ("code", after),
-        ("markdown", ["How strongly each ΔW acts, and along how many directions."]),
-        ("code", ["found = lc.spectra(adapter)", "[(s.path, s.norm, s.stable_rank) for s in found.values()]"]),
     ]  # fmt: skip
+    if factors:
+        cells += [("markdown", ["How strongly each ΔW acts, and along how many directions."]),
+                  ("code", ["found = lc.spectra(adapter)",
+                            "[(s.path, s.norm, s.stable_rank) for s in found.values()]"])]  # fmt: skip
     return {"nbformat": 4, "nbformat_minor": 5, "cells": [cell(i, *c) for i, c in enumerate(cells)], "metadata": {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
         "language_info": {"name": "python"}}}  # fmt: skip

@@ -104,7 +104,10 @@ def cuts_of(run: Run) -> Cuts:
         raise UserError(f"the adapter of {title(run)} is no longer there") from None
     with _lock:
         if stamp not in _plans:
-            plan = Plan(read_adapter(run.adapter))
+            try:
+                plan = Plan(read_adapter(run.adapter))
+            except UserError as error:  # it names the folder, which is nobody's business here
+                raise UserError(str(error).replace(str(run.adapter), title(run))) from None
             _plans[stamp] = Cuts(plan=plan, stamp=stamp, ticks=_ticks(plan))
             while len(_plans) > KEPT:
                 _plans.popitem(last=False)

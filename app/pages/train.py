@@ -41,7 +41,7 @@ def start(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
     try:
         spec = lc.LoraSpec.from_dict(body.get("spec") or {})
         config = lc.TrainConfig.from_dict(body.get("config") or {})
-        lc.select(lab.session.shapes[facts["name"]], spec)
+        lc.budget(lab.session.shapes[facts["name"]], spec, tokens=1)  # says what does not fit the model
         owners.may_begin(lab.store, config.to_dict())
         choice = body.get("data") or {}
         with lab.session.words:
@@ -65,28 +65,6 @@ def resume(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
     run = lab.own(body.get("run"))
     owners.may_begin(lab.store, run.request.config)
     return {"run": lab.queue.start(run.id).id}
-
-
-def runs(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
-    """Past runs for the menu, the newest first, the recorded one last."""
-    own = lab.runs(LISTED)
-    recorded = lab.store.recorded()
-    return {"runs": [summary(lab, r) for r in [*own, *([recorded] if recorded else [])]]}
-
-
-def summary(lab: Lab, run: Run) -> dict[str, Any]:
-    curve = [e["loss"] for e in lab.store.events(run.id) if e.get("kind") == "step" and figures.finite(e.get("loss"))]
-    return {
-        "id": run.id,
-        "name": "recorded" if run.recorded else f"run {run.id}",
-        "status": run.status,
-        "recorded": run.recorded,
-        "says": describe(run),
-        "data": run.request.data_name,
-        "loss": run.loss if run.step else None,
-        "curve": [round(y, 3) for y in figures.smooth([y for _, y in figures.thin(list(enumerate(curve)), 40)])],
-        "can_resume": run.status in ("stopped", "interrupted", "failed") and run.step < run.steps,
-    }
 
 
 def form(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import {budgetOf, loadOf, timeOf} from "./budget.js";
 import {dataRow} from "./data.js";
 import {presets} from "./presets.js";
 import {hits, missed} from "./hits.js";
+import {beyond, methods} from "./methods.js";
 import {choose, chosen} from "./formula.js";
 import {mark as what} from "./help.js";
 import {exports} from "./plot.js";
@@ -17,21 +18,22 @@ export function adapt(root) {
   const title = h("h2", {class: "ll-h"}), holder = h("div"), fault = h("p", {class: "ll-fault", role: "alert"});
   const big = h("p", {class: "ll-big"}), sub = h("p", {class: "ll-note"}), rows = {};
   const row = (k, text, base) => {
-    const val = h("dd", {}), fill = h("i");
-    rows[k] = {val, fill};
-    return h("div", {class: `bg-row${base ? " base" : ""}`}, h("dt", {}, text), val, h("dd", {class: "bg-bar", "aria-hidden": "true"}, fill));
+    const val = h("dd", {}), bar = h("i");
+    rows[k] = {val, bar};
+    return h("div", {class: `bg-row${base ? " base" : ""}`}, h("dt", {}, text), val, h("dd", {class: "bg-bar", "aria-hidden": "true"}, bar));
   };
   const stepLabel = h("dt"), step = h("dd");
-  const ready = presets(({spec, config}) => {
+  const fill = ({spec, config}) => {
     state.config = {...state.config, ...config};
     take({...state.spec, ...spec}, true);
     map.set(shown());
     emit("config", true);
-  });
+  };
+  const ready = presets(({spec, config}) => fill({spec: {full: [], bottleneck: 0, prefix: 0, ...spec}, config}));
   const go = h("button", {class: "ll-button go", type: "button", onclick: () => { show("train"); document.getElementById("train-button").focus(); }});
   root.append(h("div", {class: "ll-grid"},
     h("section", {class: "ll-card ad-card", style: {"--span": 8}}, h("div", {class: "ll-head"}, title, h("p", {class: "ll-note"}, "Click a matrix to adapt it. Matrices are to scale.", what("targets", "a matrix here")),
-      exports("the drawing", {name: () => `layer-of-${state.facts?.name.split("/").at(-1)}`, svg: () => holder.querySelector("svg"), rows: table})), holder, hits(), fault),
+      exports("the drawing", {name: () => `layer-of-${state.facts?.name.split("/").at(-1)}`, svg: () => holder.querySelector("svg"), rows: table})), holder, hits(), methods(state.boot.methods, fill), fault),
     h("section", {class: "ll-card bg", id: "budget", "aria-label": "What it costs", style: {"--span": 4}}, h("h2", {}, "What it costs"), big, sub,
       h("dl", {class: "bg-rows"}, row("file", "adapter file"), row("full", "full copy", true), row("mem", "training memory"), row("fullmem", "full fine-tuning", true),
         h("div", {class: "bg-row"}, stepLabel, step)),
@@ -64,7 +66,7 @@ export function adapt(root) {
       return;
     }
     const names = facts.matrices.map((m) => m.name), kept = state.spec.targets.filter((t) => names.includes(t));
-    state.spec.targets = kept.length ? kept : names.filter((t) => ["q", "v"].includes(t)).slice(0, 2);
+    if (!beyond(state.spec)) state.spec.targets = kept.length ? kept : names.filter((t) => ["q", "v"].includes(t)).slice(0, 2);
     if (state.spec.layers !== "all") {
       const layers = state.spec.layers.filter((l) => l < facts.layers);
       state.spec.layers = layers.length === facts.layers || !layers.length ? "all" : layers;
@@ -82,12 +84,13 @@ export function adapt(root) {
   function draw(budget = null, time = null) {
     const {facts, spec, config, about} = state;
     if (!facts) return;
-    const load = loadOf(about, config), ok = !spec.targets.length || !layersOf(spec).length ? null : budgetOf(facts.coefficients, spec, load);
+    const load = loadOf(about, config), more = beyond(spec), ok = more || !spec.targets.length || !layersOf(spec).length ? null : budgetOf(facts.coefficients, spec, load);
+    if (more && !budget && !last) return ready.refresh();    // only Python knows what that costs
     const b = budget ?? ok ?? budgetOf(facts.coefficients, {...spec, targets: []}, load), t = time ?? (ok && timeOf(facts, b, about, config));
     const total = facts.matrices.reduce((n, m) => n + m.modules, 0);
     big.textContent = fmt.int(b.trainable);
-    sub.textContent = b.trainable ? `trainable parameters, ${fmt.pct(b.fraction)} of the model, in ${fmt.int(b.matrices)} of ${fmt.int(total)} matrices` : "trainable parameters";
-    const put = (k, text, share) => { rows[k].val.textContent = text; rows[k].fill.style.width = `${Math.min(100, 100 * share)}%`; };
+    sub.textContent = b.trainable ? `trainable parameters, ${fmt.pct(b.fraction)} of the model${more ? "" : `, in ${fmt.int(b.matrices)} of ${fmt.int(total)} matrices`}` : "trainable parameters";
+    const put = (k, text, share) => { rows[k].val.textContent = text; rows[k].bar.style.width = `${Math.min(100, 100 * share)}%`; };
     put("file", fmt.bytes(b.file_bytes) + (b.file_bytes ? `, ${ratio(b.full_bytes / b.file_bytes)}` : ""), b.file_bytes / b.full_bytes);
     put("full", fmt.bytes(b.full_bytes), 1);
     put("mem", fmt.bytes(b.train_bytes), b.train_bytes / b.full_train_bytes);
@@ -95,13 +98,13 @@ export function adapt(root) {
     stepLabel.textContent = `one step of ${load.rows} row${load.rows === 1 ? "" : "s"}`;
     step.textContent = t ? `≈ ${fmt.step(t.step_s)}` : "–";
     state.time = t;
-    say(!spec.targets.length ? "Choose at least one matrix: click q or v." : !layersOf(spec).length ? "Choose at least one layer: drag over the strip." : (missed(spec, facts) || last?.message) ?? "");
+    say(more ? last?.message ?? "" : !spec.targets.length ? "Choose at least one matrix: click q or v." : !layersOf(spec).length ? "Choose at least one layer: drag over the strip." : (missed(spec, facts) || last?.message) ?? "");
     go.textContent = `Go to training ${`(${fmt.int(config.steps)} step${config.steps === 1 ? "" : "s"}${t ? ` ≈ ${fmt.time(t.total_s)}` : ""})`.replaceAll(" ", "\u00a0")}`;
     ready.refresh();
     emit("time", t);
   }
   function say(text) {
-    const field = !state.spec.targets.length ? "targets" : last?.field;
+    const field = !state.spec.targets.length && !beyond(state.spec) ? "targets" : last?.field;
     fault.textContent = text;
     go.disabled = Boolean(text);
     state.fault = text || null;
@@ -118,7 +121,7 @@ export function adapt(root) {
     const mine = ++seq;
     timer = setTimeout(async () => {
       const {facts, spec, config, data, about} = state;
-      if (!facts || !spec.targets.length || !layersOf(spec).length) { last = null; return; }
+      if (!facts || !beyond(spec) && (!spec.targets.length || !layersOf(spec).length)) { last = null; return; }
       try {
         const a = await post("budget", {seq: mine, model: facts.name, spec, config, data, tokens: about?.tokens, labelled: about?.labelled});
         if (mine !== seq) return;

@@ -99,9 +99,11 @@ export function show(tab, push = true) {
 /* ---- words about the dials ---------------------------------------------------------------------------------------- */
 export const layersOf = (spec, facts = state.facts) => spec.layers === "all" ? [...Array(facts.layers).keys()] : spec.layers;
 export function saySpec(spec, facts) {
-  if (!spec.targets.length) return "nothing adapted yet";
+  if (spec.full?.includes("all")) return "everything";
+  const more = [...(spec.full ?? []).map((f) => f.replace(/^top(\d+)$/, "the last $1 layers")), spec.bottleneck && `adapter layers of ${spec.bottleneck}`, spec.prefix && `a prefix of ${spec.prefix}`].filter(Boolean).join(", ");
+  if (!spec.targets.length) return more || "nothing adapted yet";
   const all = facts && facts.matrices.length === spec.targets.length && spec.targets.length > 4;
   const n = facts ? layersOf(spec, facts).length : spec.layers === "all" ? null : spec.layers.length;
-  return `${all ? "all matrices" : spec.targets.join(" ")}${n == null ? "" : ` in ${n} layer${n === 1 ? "" : "s"}`}`;
+  return `${more ? `${more} and ` : ""}${all ? "all matrices" : spec.targets.join(" ")}${n == null ? "" : ` in ${n} layer${n === 1 ? "" : "s"}`}`;
 }
 export const number = (text) => text.trim() === "" ? null : Number(text);

@@ -7,7 +7,7 @@ const KEY = "ll-finger";
 /* tab, what is pointed at (the first that is visible), the words */
 const STEPS = [
   ["play", ".pg-answers .pg-answer:not([aria-disabled='true'])", "make a guess"],
-  ["adapt", "#targets .lm-m[aria-pressed='false']", "click a matrix"],
+  ["adapt", "#targets:has(.lm-m[aria-pressed='true']) .lm-m[aria-pressed='false']", "click a matrix"],
   ["adapt", "#rank input", "change the rank"],
   ["train", "#train-button", "train it"],
   ["compare", ".cp-below input[type='range'], #cp-k", "turn this dial"],

@@ -46,7 +46,7 @@ export function frame(root, {value}) {
     piece("adapt", facts ? short(facts.name) : "no model", "wide", () => document.querySelector("#model-picker select")?.focus());
     if (facts && spec.targets) {
       piece("adapt", saySpec(spec, facts));
-      piece("adapt", `rank ${spec.rank}, α ${spec.alpha}`, "wide");
+      if (spec.targets.some((t) => t !== "bias")) piece("adapt", `rank ${spec.rank}, α ${spec.alpha}`, "wide");
     }
     if (!view) piece("train", "not trained yet");
     else {

@@ -4,7 +4,7 @@ import {h, layersOf, on, state} from "./core.js";
 /* [{name, modules, layers, also}] of a spec's targets; `also` is another name for the same matrix in these layers. */
 export function hitsOf(spec, facts) {
   const layers = layersOf(spec, facts);
-  return spec.targets.map((name) => {
+  return spec.targets.filter((name) => facts.matrices.some((x) => x.name === name)).map((name) => {
     const m = facts.matrices.find((x) => x.name === name), counts = layers.map((l) => m?.by_layer[l] ?? 0);
     const twice = m?.also ? layers.filter((l) => m.also.layers.includes(l)).length : 0;
     return {name, modules: counts.reduce((a, b) => a + b, 0), layers: counts.filter(Boolean).length, also: twice ? {name: m.also.name, layers: twice} : null};
@@ -24,7 +24,7 @@ export function hits() {
   const say = () => {
     const {facts, spec} = state;
     line.replaceChildren();
-    if (!facts || !spec.targets.length || !layersOf(spec).length) return;
+    if (!facts || !layersOf(spec).length || !hitsOf(spec, facts).length) return;
     line.append("hits ", ...hitsOf(spec, facts).flatMap(({name, modules, layers, also}, i) => [i ? ", " : "", h("b", {}, name),
       ` ${i ? `${modules} in ${layers}` : `${plural(modules, "module")} in ${plural(layers, "layer")}`}${also ? ` (${name} is also ${also.name} in ${also.layers} of them)` : ""}`]));
   };
