@@ -23,7 +23,7 @@ Number = Annotated[float, Field(ge=-1e15, le=1e15, allow_inf_nan=False)]
 KINDS: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("page", "m", "model", "stage", "name", "set", "base", "file", "task", "place"),
                     (Word, "a short text is expected")),
-    **dict.fromkeys(("text", "prompt"), (Text, "a text is expected")),
+    **dict.fromkeys(("text", "prompt"), (Text, f"a text of at most {LONG:,} characters is expected")),
     **dict.fromkeys(("seq", "step"), (Whole, "a whole number is expected")),
     **dict.fromkeys(("tokens", "labelled"), (Number, "a finite number is expected")),
     **dict.fromkeys(("spec", "config", "data", "setting"), (dict[str, Any], "an object with its settings is expected")),
@@ -35,7 +35,8 @@ KINDS: dict[str, tuple[Any, str]] = {
 # of each address the names that it takes, those that it needs with a "!"; "…": also others (an address of the page)
 GET = {
     "boot": "run model …", "model": "name!", "data": "model! task file name seed max_tokens", "weights": "name!",
-    "runs": "", "run": "run! seen over", "form": "run!", "film": "run! m", "pareto": "run!", "compare": "run!",
+    "runs": "text status model limit offset", "run": "run! seen over", "form": "run!", "film": "run! m",
+    "pareto": "run!", "compare": "run!",
     "dials": "run!", "held": "run! first holders", "sides": "run!", "fit": "run! other! m", "heat": "run open",
     "spectrum": "run open m! with", "microscope": "run open m! with part page seq", "besides": "run open", "opened": "",
     "pair": "run open with!", "questions": "", "question": "name!", "experiments": "",
