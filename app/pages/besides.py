@@ -1,7 +1,7 @@
 """Amplification and overlap of every matrix, for the map: measured in the background, and kept on the disk.
 
 A measurement is a matter of seconds (one set of singular values of W0 a matrix), starts when somebody looks at the
-map, and ends when they look at another adapter's.
+map, and ends when the same person looks at another adapter's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from app import figures
-from app.pages import words_spectra
+from app.pages import owners, words_spectra
 from app.pages.lab import Lab
 from app.pages.sources import Source, base_files, source
 from app.pages.spectra import address, mapped
@@ -24,7 +24,7 @@ from lora_core.errors import UserError
 from lora_core.home import home, read_json, write_json
 
 MEASURES = {"amplification": "amplification", "overlap": "overlap with W0"}
-MOST_FILES = 200
+MOST_FILES, KEPT = 200, 64  # measurements on the disk, and in memory
 PAUSE_S = 0.02  # between two matrices: a click is answered in between
 logger = logging.getLogger("lora_lab.page")
 
@@ -32,8 +32,8 @@ logger = logging.getLogger("lora_lab.page")
 class Job:
     """One adapter's measurement: what is found by now."""
 
-    def __init__(self, stamp: str, total: int) -> None:
-        self.stamp, self.total = stamp, total
+    def __init__(self, stamp: str, total: int, owner: str) -> None:
+        self.stamp, self.total, self.owner = stamp, total, owner
         self.found: dict[str, dict[str, float]] = {}
         self.fault = ""
         self.stopped = False
@@ -41,6 +41,7 @@ class Job:
 
 _jobs: dict[str, Job] = {}
 _lock = threading.Lock()
+_turn = threading.Lock()  # one matrix at a time, whoever asks
 
 
 def besides(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
@@ -69,16 +70,16 @@ def ensure(s: Source) -> Job:
     with _lock:
         job = _jobs.get(s.stamp)
         if job is None or job.stopped:
-            for other in _jobs.values():
-                other.stopped = other.stopped or len(other.found) < other.total
+            for other in _jobs.values():  # one map a person: nobody ends another one's
+                other.stopped = other.stopped or other.owner == owners.owner() and len(other.found) < other.total
             base = base_files(s.base)
-            job = _jobs[s.stamp] = Job(s.stamp, s.looked.total)
+            job = _jobs[s.stamp] = Job(s.stamp, s.looked.total, owners.owner())
             kept = read_json(file_of(s.stamp))
             if isinstance(kept, dict) and kept.keys() == s.looked.spectra.keys():
                 job.found = kept
             else:
                 threading.Thread(target=work, args=(job, s, base), name="besides", daemon=True).start()
-            for old in [k for k, j in _jobs.items() if j is not job][:-8]:
+            for old in [k for k, j in _jobs.items() if j is not job][:-KEPT]:
                 del _jobs[old]
         return job
 
@@ -92,9 +93,10 @@ def work(job: Job, s: Source, base: Any) -> None:
         for key in s.looked.spectra:
             if job.stopped:
                 return
-            site = s.looked.site(key, base)
-            W0 = base.W0(site)
-            b = beside(*svd(site.B, site.A, site.scaling), W0, base.sigma(site, W0))
+            with _turn:
+                site = s.looked.site(key, base)
+                W0 = base.W0(site)
+                b = beside(*svd(site.B, site.A, site.scaling), W0, base.sigma(site, W0))
             found[key] = {"amplification": b.amplification, "overlap": b.overlap, "random": b.random / (b.top or 1.0)}
             job.found = dict(found)
             time.sleep(PAUSE_S)
