@@ -289,6 +289,8 @@ def test_the_rule_of_latency() -> None:
     judge = lc.find_experiment("latency").judge
     cases = ((1.0, 0.2, 1.3, 1.1), (1.2, 0.2, 1.0, 1.1), (1.02, 5.0, 1.3, 1.1), (1.0, 0.2, 1.1, 1.3))
     assert [judge(rows(*x))[0] for x in cases] == [HOLDS, NOT, UNDECIDED, PARTLY]
+    said = judge(rows(1.0, 0.0, 1.3, 1.1))[1]
+    assert "adapter layers 1.10 (1.10–1.10, at 16 × 8) to 1.30 (1.30–1.30, at 1 × 8)" in said, said
 
 
 def test_the_rule_of_switch() -> None:

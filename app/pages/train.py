@@ -8,6 +8,7 @@ from typing import Any
 from app import figures
 from app.pages import adapt, overlay, owners, words
 from app.pages.lab import Lab, title
+from app.runs.experiments import working
 from app.runs.run import Run, RunRequest, describe
 from lora_core.errors import UserError
 from lora_core.families import TARGETS, guess
@@ -95,7 +96,7 @@ def view(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
         "name": title(run),
         "recorded": run.recorded,
         "status": run.status,
-        "says": words.status(run, told),
+        "says": words.status(run, told if run.status != "queued" else waits_for(lab)),
         "step": max(run.step, int(last.get("step", 0))),
         "steps": run.steps,
         "tokens_per_s": last.get("tokens_per_s"),
@@ -136,6 +137,11 @@ def view(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     answer["beside"] = words.beside(run, behind[0], title(behind[0])) if behind else ""
     answer["differs"] = overlay.differs(run, behind) if query.get("over", "auto") != "auto" else None
     return answer
+
+
+def waits_for(lab: Lab) -> str | None:
+    """What a run waits for besides the runs before it."""
+    return "an experiment on Questions ends first" if working(lab.store.root.parent) else None
 
 
 def ghosts(lab: Lab, run: Run, over: str) -> list[Run]:

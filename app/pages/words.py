@@ -172,7 +172,7 @@ def status(run: Run, stage: str | None) -> str:
     if run.status == "queued":
         if run.position and run.position > 1:
             return f"{name} waits: place {run.position} in the queue"
-        return f"{name} waits for its turn"
+        return f"{name} waits: {stage}" if stage else f"{name} waits for its turn"
     if run.status == "running":
         if stage and not (run.step and stage == "training"):
             return f"{name}: {stage}"

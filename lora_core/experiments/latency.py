@@ -22,13 +22,13 @@ SPEC = LoraSpec(targets=("q", "v"), rank=8, alpha=16)
 UNITS, TOKENS = 64, 16  # of adapter layers: 3 % of the model, as 11M are of GPT-2 medium in Table 1; of a prefix
 NOISE = 0.03  # "no additional latency": within 3 % of the bare model
 WAYS = ("base", "merged", "unmerged", "bottleneck", "prefix")
-NAMES = {"bottleneck": "with adapter layers", "prefix": "with a prefix"}
+NAMES = {"merged": "merged LoRA", "unmerged": "unmerged", "bottleneck": "adapter layers", "prefix": "a prefix"}
 
 
 def run(lab: Lab) -> list[Row]:
     """They take turns, so that whatever else the machine does hits all of them alike."""
-    shapes = lab.choose(((1, 32), (16, 32)), ((1, 32), (1, 128), (16, 64), (32, 128)))
-    repeats = lab.steps(12, 20)
+    shapes = lab.choose(((1, 32), (16, 32)), ((1, 32), (1, 128), (16, 64), (32, 64)))
+    repeats = lab.steps(12, 16)
     cells = [Cell(f"{b}×{n}", lambda b=b, n=n: _measure(lab, b, n, repeats), b * n + 64) for b, n in shapes]
     return [row for rows in lab.run(cells).values() for row in rows]
 
@@ -72,7 +72,8 @@ def _measure(lab: Lab, batch: int, length: int, repeats: int) -> list[Row]:
 def judge(rows: Sequence[Row]) -> tuple[str, str]:
     """Merged LoRA within 3 % of the bare model at every size: the median ratio of runs that stood side by side. Adapter
     layers slower than it at batch 1, and there by more than in the largest batch."""
-    merged, text = [], []
+    merged: list[bool | None] = []
+    sizes: dict[str, list[tuple[float, tuple[float, float, float], str]]] = {}
     behind: dict[int, list[tuple[float, float, float]]] = {}
     for batch, length in dict.fromkeys((r["batch"], r["length"]) for r in rows):
         ms = {r["way"]: r["ms"] for r in by(rows, batch=batch, length=length)}
@@ -81,12 +82,14 @@ def judge(rows: Sequence[Row]) -> tuple[str, str]:
         inside, outside = 1 - NOISE <= least and most <= 1 + NOISE, least > 1 + NOISE or most < 1 - NOISE
         merged.append(True if inside else False if outside else None)
         behind.setdefault(batch, []).append(ratio["bottleneck"])
-        said = ", ".join(f"{_said(m)} {NAMES.get(w, w)}" for w, m in ratio.items())
-        text.append(f"at batch {batch} × {length} tokens {said} (its median: {median(ms['base'])[0]:.0f} ms)")
+        for w, m in ratio.items():
+            sizes.setdefault(w, []).append((m[0], m, f"{batch} × {length}"))
     ones, many = behind[min(behind)], behind[max(behind)]
     slower = every(_longer(m, (1.0, 1.0, 1.0)) for m in ones)
     most_at_one = every(_longer(m, n) for m in ones for n in many) if len(behind) > 1 else None
-    return verdict([every(merged), slower, most_at_one]), f"Times relative to the bare model, {'; '.join(text)}."
+    said = [f"{NAMES.get(w, w)} {_range(found)}" for w, found in sizes.items()]
+    count = f"{len(merged)} sizes" if len(merged) > 1 else "one size"
+    return verdict([every(merged), slower, most_at_one]), f"Of the bare model's time, at {count}: {'; '.join(said)}."
 
 
 def _longer(m: tuple[float, float, float], n: tuple[float, float, float]) -> bool | None:
@@ -94,8 +97,10 @@ def _longer(m: tuple[float, float, float], n: tuple[float, float, float]) -> boo
     return True if m[1] > n[2] else False if m[2] <= n[1] else None
 
 
-def _said(m: tuple[float, float, float]) -> str:
-    return f"{m[0]:.3f} ({m[1]:.3f} to {m[2]:.3f})"
+def _range(found: Sequence[tuple[float, tuple[float, float, float], str]]) -> str:
+    """The least and the most of some sizes' median ratios, with their spread and where that was."""
+    ends = [min(found), max(found)] if len(found) > 1 else found
+    return " to ".join(f"{m[0]:.2f} ({m[1]:.2f}–{m[2]:.2f}, at {where})" for _, m, where in ends)
 
 
 EXPERIMENT = Experiment(
