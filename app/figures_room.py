@@ -48,14 +48,15 @@ def spread(curves: Sequence[Sequence[float]]) -> dict[str, list[float]]:
             "high": [at(c, 0.9) for c in columns]}  # fmt: skip
 
 
-def curves(losses: Sequence[Sequence[float]], steps: int, names: Sequence[str]) -> Figure:
+def curves(losses: Sequence[Sequence[float]], steps: int, names: Sequence[str], *, what: str = "loss",
+           log: bool = False) -> Figure:  # fmt: skip
     """Everybody's curve thin, their spread as a band, the median on top.
 
     losses  of each device, at evenly spaced steps from 0 to `steps`; names: whose they are
+    what    the name of the axis; log: on a logarithmic one
     """
     band = spread(losses)
     every = [v for c in losses for v in c if v > 0]
-    log = bool(every) and min(every) < 1e-3 * max(every)
     least = 1e-6
 
     def line(values: Sequence[float], name: str, color: str, width: float, **more: Any) -> dict[str, Any]:
@@ -71,26 +72,38 @@ def curves(losses: Sequence[Sequence[float]], steps: int, names: Sequence[str]) 
                                                           fillcolor=WARM_SOFT)]  # fmt: skip
     data += [line(c, n, EDGE, 1.25, opacity=0.55) for c, n in zip(losses, names, strict=True)]
     data.append(line(band["median"], "median", WARM_FILL, 5))
-    top = min(max((c[0] for c in losses), default=1.0) * 1.1, 2.5) if not log else max(every)
-    y: dict[str, Any] = {"title": {"text": "loss (share of the start)"}}
-    y |= {"type": "log", "dtick": 1, "exponentformat": "power"} if log else {"range": [0, max(top, 1.05)]}
+    top = 1.1 * min(max(band["high"], default=1.0), 2.5)
+    y: dict[str, Any] = {"title": {"text": what + (", logarithmic" if log else "")}}
+    if log:
+        low, high = math.log10(max(min(every, default=1.0), least)), math.log10(max(every, default=1.0))
+        y |= {"type": "log", "dtick": 1, "exponentformat": "power", "range": [low - 0.2, high + 0.3]}
+    else:
+        y |= {"range": [0, top or 1.0]}
     notes = []
     if band["median"]:
-        end = band["median"][-1]
-        notes.append(label(steps, math.log10(max(end, least)) if log else end, f"<b>median {end:.2g}</b>",
-                           xanchor="right", yshift=22, color=WARM, size=SIZE))  # fmt: skip
-    return large({"data": data, "layout": {"xaxis": {"title": {"text": "step"}, "range": [0, steps * 1.01]},
-                                           "yaxis": y, "annotations": notes, "uirevision": "curves"}})  # fmt: skip
+        notes.append(label(1, 1, f"<b>median {number(band['median'][-1])} at the end</b>", xref="paper", yref="paper",
+                           xanchor="right", yanchor="top", color=WARM, size=SIZE))  # fmt: skip
+    x: dict[str, Any] = {"title": {"text": "step"}, "range": [0, steps * 1.01], "nticks": 7}
+    return large({"data": data, "layout": {"xaxis": x, "yaxis": y,
+                                           "annotations": notes, "uirevision": "curves"}})  # fmt: skip
 
 
-def say_curves(losses: Sequence[Sequence[float]], steps: int) -> str:
+def say_curves(losses: Sequence[Sequence[float]], steps: int, what: str = "loss") -> str:
     """What the picture shows, in one sentence."""
     ends = sorted(c[-1] for c in losses)
     if len(ends) == 1:
-        return f"One device so far: after {steps:,} steps its loss is {ends[0]:.2g}."
+        return f"One device so far: after {steps:,} steps its {what} is {number(ends[0])}."
     half = statistics.median(ends)
-    return (f"On {len(ends)} devices, each with its own random numbers, the loss ends between {ends[0]:.2g} and "
-            f"{ends[-1]:.2g} after {steps:,} steps; the median is {half:.2g}.")  # fmt: skip
+    return (f"On {len(ends)} devices, each with its own random numbers, the {what} ends between {number(ends[0])} and "
+            f"{number(ends[-1])}; the median is {number(half)}.")  # fmt: skip
+
+
+def number(x: float) -> str:
+    """Two digits that say something: 0.032, 1.5·10⁻⁵."""
+    if x == 0 or 1e-3 <= abs(x) < 1e4:
+        return f"{x:.2g}" if abs(x) < 100 else f"{x:.0f}"
+    digits, power = f"{x:.1e}".split("e")
+    return f"{digits}·10{str(int(power)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
 def pareto(points: Sequence[Mapping[str, Any]], front: Sequence[int], base: float | None) -> Figure:

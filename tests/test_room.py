@@ -222,7 +222,7 @@ def test_a_grid_that_cannot_be_is_told(change: dict[str, Any], words: str) -> No
 def hall(room: Room, tmp_path: Path) -> Iterator[tuple[Cells, Dispatcher]]:
     store = RunStore(tmp_path, recorded=tmp_path / "nothing")
     queue = RunQueue(store, command=STAND_IN, tick_s=0.05).boot()
-    dispatcher = Dispatcher(room, store, queue)
+    dispatcher = Dispatcher(room, store, queue, gather_s=0.0)
     cells = Cells(room, store)
     cells.set_grid(GRID, [5.0, 6.0, 7.0, 8.0])
     room.predict(RUN)
@@ -350,7 +350,7 @@ def test_a_kill_between_writing_a_cell_and_queueing_its_run(hall: tuple[Cells, D
 
 def test_only_one_of_two_servers_starts_cells(hall: tuple[Cells, Dispatcher], tmp_path: Path) -> None:
     cells, dispatcher = hall
-    other = Dispatcher(cells.room, cells.store, dispatcher.queue)
+    other = Dispatcher(cells.room, cells.store, dispatcher.queue, gather_s=0.0)
     cells.take("a", 0)
     dispatcher.tick()
     other.tick()

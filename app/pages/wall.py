@@ -26,6 +26,8 @@ from app.room.room import CURVES, SHOWN, STAGES, Person, counted
 from app.tables import as_csv
 from lora_core.errors import UserError
 
+AXIS = {"noise": "loss on new inputs", "swap": "‖W − W0‖ / ‖W0‖"}  # what a preset's curve is of, where not the loss
+LOG = ("scale", "full")  # presets that Play draws on a logarithmic axis
 HEAD = ("round", "question", "person", "what", "answer", "right answer", "rank", "matrices", "task", "steps", "seed",
         "parameters", "base loss", "loss", "seconds", "run")  # fmt: skip
 
@@ -44,7 +46,7 @@ def wall(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
         if question.kind == "card":
             found["answer"] = answer(question.name)
     if question.act == "play":
-        found["play"] = play(open_room, round)
+        found["play"] = play(open_room, round, question.name)
     if question.act == "grid":
         found["runs"] = runs(open_room, round, question, shown)
     return {"wall": found, "version": room.version}
@@ -80,7 +82,7 @@ def answer(name: str) -> dict[str, Any] | None:
             "sentence": stored.sentence if stored else None}  # fmt: skip
 
 
-def play(open_room: OpenRoom, round: int) -> dict[str, Any] | None:
+def play(open_room: OpenRoom, round: int, preset: str) -> dict[str, Any] | None:
     """Up to thirty curves, their spread and the median; None while there is none."""
     room = open_room.room
     found = room.curves(round)
@@ -90,9 +92,11 @@ def play(open_room: OpenRoom, round: int) -> dict[str, Any] | None:
     drawn = [c for c in found if c.steps == steps][:CURVES]
     losses = [c.loss for c in drawn]
     every = [c.loss for c in found if c.steps == steps]
-    say = figures_room.say_curves(every, steps)
+    what = AXIS.get(preset, "loss")
+    say = figures_room.say_curves(every, steps, what)
+    figure = figures_room.curves(losses, steps, [called(people, c.owner) for c in drawn], what=what, log=preset in LOG)
     return {"count": len(every), "say": say + (f" Drawn are {len(drawn)}." if len(drawn) < len(every) else ""),
-            "figure": figures_room.curves(losses, steps, [called(people, c.owner) for c in drawn])}  # fmt: skip
+            "figure": figure}  # fmt: skip
 
 
 def runs(open_room: OpenRoom, round: int, question: Question, shown: bool) -> dict[str, Any]:
@@ -199,7 +203,7 @@ def rounds(lab: Lab) -> list[dict[str, Any]]:
         if number == hidden:
             continue
         bars = guesses(question, room.guesses(number))
-        played = play(open_room, number) if question.act == "play" else None
+        played = play(open_room, number, question.name) if question.act == "play" else None
         ran = runs(open_room, number, question, True) if question.act == "grid" else None
         found.append({"question": question.text, **bars, "play": played, "runs": ran})
     return found

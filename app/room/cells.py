@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from app.room.grid import Cell, Grid, Plan, batches
+from app.room.grid import TOGETHER, Cell, Grid, Plan, batches
 from app.room.room import STAGES, Room
 from app.runs.process import Lock
 from app.runs.queue import RunQueue
@@ -23,6 +23,7 @@ EACH_S = 12.0  # what a process takes besides its steps, before one has been see
 PER_PERSON = 2  # cells that somebody may have waiting or running at once
 TRIES = 3  # of a run whose process was killed
 TICK_S = 0.5
+GATHER_S = 3.0  # that the first of a batch waits for others who press their cells in the same moment
 COLUMNS = "id, owner, plan, taken, estimate_s, status, run, batch, tries"
 logger = logging.getLogger("lora_lab.room")
 
@@ -154,7 +155,8 @@ class Cells:
 class Dispatcher:
     """Starts the cells whose turn it is, and notes how their runs end; one of several servers on a store does it."""
 
-    def __init__(self, room: Room, store: RunStore, queue: RunQueue) -> None:
+    def __init__(self, room: Room, store: RunStore, queue: RunQueue, gather_s: float = GATHER_S) -> None:
+        self.gather_s = gather_s
         self.room, self.store, self.queue, self.cells = room, store, queue, Cells(room, store)
         self.in_charge = Lock(room.path.parent, "room.lock")
         self.over = threading.Event()
@@ -190,9 +192,12 @@ class Dispatcher:
         live = 0
         for (round,) in rounds:
             live += self._follow([c for c in self.cells.all(round) if c.status == "started"])
-        for (round,) in rounds[-1:] if not live else []:
-            for group in batches(self.cells.all(round))[:1]:
-                self._start(group)
+        if not live:
+            cells = self.cells.all(rounds[-1][0])
+            gathering = [c for c in cells if c.status == "waiting" and time.time() - c.taken < self.gather_s]
+            for group in batches(cells)[:1]:
+                if len(group) == TOGETHER or group[0] not in gathering:
+                    self._start(group)
 
     def _follow(self, started: Sequence[Cell]) -> int:
         """Note how started cells stand; how many are still to be waited for."""

@@ -62,7 +62,9 @@ class Plan:
 
     def request(self) -> RunRequest:
         spec = {"targets": list(self.targets), "rank": self.rank, "alpha": 2.0 * self.rank}
-        return RunRequest(model=self.model, task=self.task, spec=spec, config={"steps": self.steps, "seed": self.seed})
+        # the held-out loss at the start and at the end alone: the base model's is measured once for all that train
+        config = {"steps": self.steps, "seed": self.seed, "eval_every": self.steps}
+        return RunRequest(model=self.model, task=self.task, spec=spec, config=config)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"targets": list(self.targets)}
@@ -115,7 +117,7 @@ def parsed(given: Mapping[str, Any], model: str) -> Grid:
     task = given.get("task")
     from lora_core.tasks import task_names
 
-    if task not in dict(task_names()):
+    if not isinstance(task, str) or task not in dict(task_names()):
         raise UserError(f"task is {task!r:.40}; the built-in tasks are {' '.join(n for n, _ in task_names())}")
     steps, teams = given.get("steps"), given.get("teams", 0)
     if isinstance(steps, bool) or not isinstance(steps, int) or not 2 <= steps <= 1000:

@@ -56,8 +56,8 @@ export function participant() {
     lobby: () => people(view.here),
     predict: () => `${view.guessed} of ${view.here} have guessed`,
     run: () => ({play: `Play with your own seed ${view.seed}: ${view.curves} curve${view.curves === 1 ? "" : "s"} so far`, grid: "Take a cell of the grid", none: "Guessing is over"})[view.question.act],
-    reveal: () => "What was guessed, and what is so",
-    discuss: () => "All tabs are open: look around, and come back",
+    reveal: () => "Revealed",
+    discuss: () => "Discuss: all tabs are open",
   };
   function update(now, fresh) {
     view = now;

@@ -14,13 +14,12 @@ export function presenter() {
     name, h("kbd", {"aria-hidden": "true"}, letter))]));
   const next = h("select", {class: "ll-field rm-next", "aria-label": "The next question", onchange: () => acts()});
   const runs = h("select", {class: "ll-field rm-acts", "aria-label": "What Run does"}, h("option", {value: "none"}, "Run: nothing"), h("option", {value: "grid"}, "Run: the grid"));
-  const said = h("p", {class: "rm-line", role: "status"});
   const sheets = {own: ownForm(), grid: gridForm(), link: link()};
   const sheet = h("div", {class: "rm-sheet", hidden: true});
   const opener = (name, text) => h("button", {type: "button", class: "ll-button small", "data-sheet": name, "aria-expanded": "false", onclick: () => toggle(name)}, text);
-  const openers = [opener("own", "Your own…"), opener("grid", "Grid"), opener("link", "Link and code")];
+  const openers = [opener("own", "Your own"), opener("grid", "Grid"), opener("link", "Link")];
   const look = h("button", {type: "button", class: "ll-button small", onclick: () => room.look(!room.around)});
-  const strip = h("div", {class: "rm-strip rm-desk"}, h("div", {class: "rm-keys", role: "group", "aria-label": "The four keys"}, Object.values(buttons)), next, runs, h("div", {class: "rm-tools"}, openers, look, more()), said);
+  const strip = h("div", {class: "rm-strip rm-desk"}, h("div", {class: "rm-keys", role: "group", "aria-label": "The four keys"}, Object.values(buttons)), next, runs, h("div", {class: "rm-tools"}, openers, look, more()));
   const board = wall({}), grid = cells(), under = h("div", {class: "rm-under", hidden: true}, grid.node), body = h("div", {class: "rm-body"}, board.node, under);
   let view = null, cards = [], open = null;
 
@@ -42,7 +41,7 @@ export function presenter() {
   }
   async function press(stage) {
     if (buttons[stage].disabled) return;
-    if (stage !== "predict") { await act("step", {stage}); return; }
+    if (stage !== "predict") { toggle(null); await act("step", {stage}); return; }
     const asked = question();
     if (!asked) { toggle("own", true); return; }
     if (asked.act === "grid" && !view.grid) { toggle("grid", true); return; }
@@ -53,15 +52,15 @@ export function presenter() {
     }
   }
   function toggle(name, is) {
-    open = is || open !== name ? name : null;
+    open = name && (is || open !== name) ? name : null;
     openers.forEach((b) => b.setAttribute("aria-expanded", String(b.dataset.sheet === open)));
     sheet.hidden = !open;
     sheet.replaceChildren(...(open ? [sheets[open].node] : []));
     if (open) { sheets[open].update(view); sheet.querySelector("input, textarea, button")?.focus({preventScroll: true}); if (open === "own") next.value = "own:"; acts(); }
   }
   addEventListener("keydown", (e) => {
+    if (e.key === "Escape" && open) { const name = open; toggle(null); openers.find((b) => b.dataset.sheet === name).focus(); return; }
     if (e.ctrlKey || e.metaKey || e.altKey || e.target.closest?.("input, textarea, select, [contenteditable], dialog[open]")) return;
-    if (e.key === "Escape" && open) { toggle(null); return; }
     const key = KEYS.find(([, , letter]) => letter === e.key.toUpperCase());
     if (key && view) { e.preventDefault(); press(key[0]); }
   });
@@ -90,12 +89,8 @@ export function presenter() {
     buttons.run.disabled = stage !== "predict";
     buttons.reveal.disabled = !["predict", "run", "discuss"].includes(stage);
     buttons.discuss.disabled = stage === "lobby" || stage === "discuss";
-    const parts = [`${view.here} of ${view.people} here`];
-    if (q) parts.push(`${view.guessed} guessed`);
-    if (q?.act === "play") parts.push(`${view.curves} curves`);
-    if (q?.act === "grid" && view.grid) parts.push(`${view.grid.spent_min.toFixed(1)} of ${view.grid.minutes} min`);
-    said.textContent = parts.join(" · ");
-    look.textContent = room.around ? "Back to the room" : "The page below";
+    look.textContent = room.around ? "Room" : "Page";
+    look.title = room.around ? "Back to the room" : "The page behind the room";
     sheets.grid.update(view);
     sheets.link.update(view);
     board.update(view);

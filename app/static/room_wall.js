@@ -86,7 +86,7 @@ export function wall({alone = false}) {
   async function update(view) {
     const q = view.question;
     title.textContent = q?.text ?? "Come in";
-    count.textContent = view.stage === "lobby" ? `${view.here} here` : view.stage === "predict" ? `${view.guessed} of ${view.here} have guessed` : view.stage === "run" && q.act === "play" ? `${view.curves} of ${view.here} curves are here` : `${view.here} here`;
+    count.textContent = counted(view);
     const live = ["reveal", "discuss"].includes(view.stage) || view.stage === "run" && view.role === "presenter" && q.act !== "none";
     if (!live) { found = null; shape = ""; seen = ""; pages.hidden = true; const key = `before|${view.stage}|${view.round}`; if (main.dataset.key !== key) { main.dataset.key = key; before(view); } return; }
     main.dataset.key = "";
@@ -100,5 +100,12 @@ export function wall({alone = false}) {
     redraw();
   }
   return {node, update};
+}
+/* What moves while one waits, in a few words. */
+function counted({stage, here, guessed, curves, question: q, grid: g}) {
+  if (stage === "predict") return `${guessed} of ${here} have guessed`;
+  if (stage === "run" && q.act === "play") return `${curves} of ${here} curves are here`;
+  if (g && q?.act === "grid") return `${g.cells.filter((c) => c.status === "done").length} of ${g.cells.length} runs are done`;
+  return `${here} here`;
 }
 const rowsOf = (figure) => figure && [["line", "x", "y"], ...figure.data.flatMap((d) => (d.x ?? []).map((x, i) => [d.name, x, d.y[i]]))];
