@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.pages.along import load
+from app.pages.settings import cuts_of
 from app.runs.folder import CHECKPOINT
 from app.runs.process import identity
 from app.runs.queue import RunQueue
@@ -160,9 +162,16 @@ def test_a_finished_run_is_recorded_and_read_back(store: RunStore, model: str, t
     run = run_here(store, store.create(request(model, 12)).id)
     record(store, run.id, where, examples=2)
     record(store, run.id, where, examples=2)  # again, over the first
-    assert sorted(p.name for p in where.iterdir()) == ["adapter", "events.jsonl", "run.json", "texts.json"]
+    names = ["adapter", "events.jsonl", "held.json", "run.json", "texts.json"]
+    assert sorted(p.name for p in where.iterdir()) == names
     reader = RunStore(tmp_path, recorded=where)
     back = reader.get(0)
+    held = load(back, cuts_of(back))  # the losses along the dials are there at once
+    held.wanted = True
+    assert held.complete and held.holders is not None
+    by_k = held.families["k"].values()
+    assert by_k is not None and by_k[0] == pytest.approx(run.base_loss, abs=5e-3)
+    assert by_k[-1] == pytest.approx(run.loss, abs=5e-3)
     assert back.recorded and back.id == 0 and back.folder == where and back.adapter == where / "adapter"
     assert (back.status, back.step, back.loss, back.score) == ("done", 12, run.loss, run.score)
     assert back.request == run.request

@@ -6,6 +6,7 @@ Sections are those of the LoRA paper, arXiv 2106.09685v2; what came later is nam
 from __future__ import annotations
 
 from app.pages.help_compare import COMPARE
+from lora_core.audit import RULES
 
 SYMBOLS = ("h", "W0", "x", "alpha", "r", "B", "A", "dW", "nW")  # of the formula strip, in its order
 ADAPT = ("model", "task", "targets", "layers", "rank", "alpha", "scaling")
@@ -116,4 +117,11 @@ HELP: dict[str, dict[str, str]] = {
                       "B, which starts at zero, comes up faster; too large a ratio makes the loss jump.",
                       "1 is the paper's; LoRA+ (arXiv 2402.12354) takes about 16."),
 }  # fmt: skip
+HELP["verdict"] = entry(
+    "the word for a matrix",
+    "Good where its rank is used: full or partly used. Weak where it is dead, that is hardly changed. Collapsed where "
+    "one direction does nearly all. " + " ".join(f"{w[0].upper()}{w[1:]}: {rule}." for w, rule in RULES.items()),
+    "A larger rank leaves more of itself unused: full becomes partly used, and in the end collapsed.",
+    "Section 7.2 asks how much of a rank is used; the words and their bounds are ours.",
+)
 HELP |= COMPARE

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.pages import owners
 from app.pages.uploads import ID, OLD_S, safe_name, swept
+from app.pages.visitor import asking
 from lora_core.errors import UserError
 from lora_core.home import read_json, write_json, writing
 
@@ -134,6 +135,16 @@ class Sets:
                 shutil.rmtree(folder, ignore_errors=True)
             raise UserError(plain(str(error), folder)) from None
 
+    def rebase(self, set_id: str, base: str) -> None:
+        """Another base for a whole model that was opened. UserError, and the old one stays, where it does not fit."""
+        folder = self._folder(set_id)
+        try:
+            self._read(folder, base)
+        except UserError as error:
+            raise UserError(plain(str(error), folder)) from None
+        with writing(self.root):
+            write_json(folder / ABOUT, {**read_json(folder / ABOUT), "base": base})
+
     def _read(self, folder: Path, base: str | None) -> Opened:
         from lora_core.foreign import open_any
 
@@ -198,14 +209,31 @@ def shorter(name: str) -> str:
 # ---- the page's questions
 def opened(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
     """Open a set: {"open": its id, "name"}. body: set, name, and base for a whole checkpoint."""
-    from app.pages.sources import source
+    from app.pages.sources import forget, source
 
-    base = body.get("base")
-    set_id = str(body.get("set", ""))
-    _, name = lab.sets.open(set_id, str(body.get("name", "")), base if isinstance(base, str) and base else None)
-    source(lab, {"open": set_id})  # what cannot be looked at is told now
+    given, set_id = body.get("base"), str(body.get("set", ""))
+    base = given.strip() if isinstance(given, str) and given.strip() else None
+    if base and not asking.get().sees_all and base not in bases():
+        return {"error": f"'{base[:60]}' is not among the models here: {' '.join(bases())}", "field": "base"}
+    try:
+        if base and lab.sets.has(set_id):
+            lab.sets.rebase(set_id, base)
+            forget(set_id)
+        _, name = lab.sets.open(set_id, str(body.get("name", "")), base)
+        source(lab, {"open": set_id})  # what cannot be looked at is told now
+    except UserError as error:
+        if "base" in str(error):  # the page asks for one
+            return {"error": str(error), "field": "base"}
+        raise
     return {"open": set_id, "name": name}
 
 
 def list_opened(lab: Lab, query: Mapping[str, Any]) -> dict[str, Any]:
-    return {"opened": lab.sets.listed()}
+    """What was opened, and the models of this machine that a whole model may be held against."""
+    return {"opened": lab.sets.listed(), "bases": bases()}
+
+
+def bases() -> list[str]:
+    from lora_core.models import registry
+
+    return [m.name for m in registry() if m.cached]

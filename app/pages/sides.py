@@ -35,7 +35,7 @@ def name(run: Run) -> str:
 def fit(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     """How well two runs' adapters would merge: norms, cosine and shared directions, with two figures and a sentence.
 
-    query: run, other; m (the matrix whose spectra are overlaid; the one that both changed most if it is no such)
+    query: run, other; m (the matrix whose spectra are overlaid; the one that both changed most if it is not in both)
     """
     from lora_core.files import read_adapter
     from lora_core.merge_fit import merge_fit
@@ -68,7 +68,7 @@ def fit(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     layer, target = where(key)
     sigma = [[float(v) for v in spectra(s)[key].singular_values] for s in (one, two)]
     names = [name(run), name(other)]
-    answer["rows"] = rows
+    answer["rows"], answer["m"] = rows, f"layers.{layer}.{target}"
     answer["figures"] = {
         "spectra": figures_compare.spectra_of_two(sigma, names, f"layer {layer}, {target}"),
         "similarity": figures_compare.similarity({t: sorted(v) for t, v in layers.items()}, found.chance),

@@ -214,6 +214,12 @@ def of_opened(lab: Lab, set_id: str) -> Source:
     return made
 
 
+def forget(set_id: str) -> None:
+    """What was opened is read anew when it is asked for next."""
+    with _lock:
+        _opened.pop(set_id, None)
+
+
 def remembered(key: tuple[Any, ...], make: Any) -> Looked:
     with _lock:
         if key not in _kept:

@@ -45,7 +45,8 @@ def heat(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     word = {address(look, k): w for k, w in look.words.items()}
     return base | {
         "measures": measures, "first": address(look, top), "rank": max(x.rank for x in look.spectra.values()),
-        "words": word, "rules": words_spectra.rules(), "verdicts": words_spectra.verdicts(list(word.values())),
+        "words": word, "rules": words_spectra.rules(), "grades": words_spectra.grades(),
+        "verdicts": words_spectra.verdicts(list(word.values())),
         "sigma1": mapped(look, {k: max(x.singular_values, default=0.0) for k, x in look.spectra.items()}),
     }  # fmt: skip
 

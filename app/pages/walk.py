@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 WALKS = 4  # of different pages that are remembered
 SHOWN, LONGEST = 1, 90  # rows of a step, and tokens of each, that are shown
+OTHER = (
+    "Step and Slow walk the training on completions, token by token; pairs of answers and labels are trained by the "
+    "Train button alone"
+)
 _walks: OrderedDict[str, Walk] = OrderedDict()
 _lock = threading.Lock()
 
@@ -66,12 +70,13 @@ def what(lab: Lab, body: Mapping[str, Any]) -> tuple[str, dict[int, float]]:
 def begun(lab: Lab, body: Mapping[str, Any], loaded: Any) -> Walk:
     """A fresh walk of a run's settings, or of the form's."""
     import lora_core as lc
+    from lora_core.objective import choose
     from lora_core.walk import Walk
 
     if body.get("run") is not None:
         run = lab.run(body["run"])
         if run.result.get("objective", "lm") != "lm":
-            raise UserError("a walk is through the training on completions; this run learnt something else")
+            raise UserError(OTHER)
         spec, config = run.request.spec, run.request.config
         with lab.session.words:
             task = task_of_run(run, loaded.tokenizer)
@@ -79,6 +84,8 @@ def begun(lab: Lab, body: Mapping[str, Any], loaded: Any) -> Walk:
         spec, config = body.get("spec") or {}, body.get("config") or {}
         with lab.session.words:
             task = lab.task({"seed": config.get("seed", 0), **(body.get("data") or {})}, loaded.tokenizer)
+    if choose(False, task.train) != "lm":
+        raise UserError(OTHER)
     given = lc.LoraSpec.from_dict(spec), lc.TrainConfig.from_dict(config)
     return Walk(loaded.model, loaded.tokenizer, task, *given)
 

@@ -19,6 +19,8 @@ MORE = (
 )  # fmt: skip
 
 
+# what the audit's words come to, best first: {good, weak or collapsed: [the words]}
+GRADES = {"good": ("full", "partly used"), "weak": ("dead",), "collapsed": ("collapsed",)}
 SAME_DRAW = "Both began from the same draw of A (one seed), which alone makes φ large."
 
 
@@ -27,10 +29,18 @@ def rules() -> dict[str, str]:
     return dict(RULES)
 
 
+def grades() -> dict[str, str]:
+    """{the audit's word: good, weak or collapsed}"""
+    return {word: grade for grade, words in GRADES.items() for word in words}
+
+
 def verdicts(found: Sequence[str]) -> str:
-    """How many matrices have which word."""
-    counts = Counter(found)
-    parts = [f"{counts[w]} {w}" for w in RULES if counts[w]]
+    """How many matrices are good, weak or collapsed, and by which word of the audit."""
+    counts, parts = Counter(found), []
+    for grade, words in GRADES.items():
+        if n := sum(counts[w] for w in words):
+            by = ", ".join(f"{counts[w]} {w}" for w in words if counts[w])
+            parts.append(f"{n} {grade}" + (f" ({by})" if by != f"{n} {grade}" else ""))
     return f"By the use of their rank: {', '.join(parts)}." if parts else ""
 
 

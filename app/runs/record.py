@@ -2,8 +2,9 @@
 
 RUN_ID 0 and the folder of the recorded run bring that one up to date: what it did is measured where it was not.
 
-What is written: run.json (the run, and the command that makes it again), events.jsonl, adapter/, and texts.json with
-the texts of both models for a few held-out prompts and the probability of every token of them.
+What is written: run.json (the run, and the command that makes it again), events.jsonl, adapter/, texts.json with the
+texts of both models for a few held-out prompts and the probability of every token of them, and held.json with the
+held-out losses along the page's dials.
 """
 
 from __future__ import annotations
@@ -51,8 +52,6 @@ def record(store: RunStore, run_id: int, destination: Path, examples: int = EXAM
         with writing(destination.parent):
             new.mkdir(parents=True)
             shutil.copytree(run.adapter, new / ADAPTER)
-            if (run.folder / HELD).exists():  # losses along the dials, if the page has measured them
-                shutil.copy(run.folder / HELD, new / HELD)
             kept = {k: run.to_dict()[k] for k in KEPT} | {"request": request.to_dict()}
             opened = Opened(run)
             if "effect" not in run.result:
@@ -61,6 +60,8 @@ def record(store: RunStore, run_id: int, destination: Path, examples: int = EXAM
             events = [e for e in read_all(run.folder / NAME) if e.get("kind") != "status"]
             (new / NAME).write_text("".join(json.dumps(e, separators=(",", ":")) + "\n" for e in events))
             write(new / TEXTS, {"command": command, "examples": opened.texts(examples)})
+            if (losses := opened.losses()) is not None:
+                (new / HELD).write_text(json.dumps(losses, separators=(",", ":")) + "\n")
             shutil.rmtree(destination, ignore_errors=True)
             new.rename(destination)
     finally:
@@ -88,6 +89,16 @@ class Opened:
 
         config, events = lc.TrainConfig.from_dict(self.run.request.config), read_all(self.run.folder / NAME)
         return lc.measure_effect(self.adapter, self.task, config, events, tokenizer=self.tokenizer).to_dict()
+
+    def losses(self) -> dict[str, Any] | None:
+        """The held-out losses along the dials, as the page would measure them; what is kept beside the run is not
+        measured again. None for a run that has none."""
+        from app.pages.along import all_of_it  # the page's measurement, so that what ships is what it would find
+
+        try:
+            return all_of_it(self.run, self.model, "run", self.tokenizer, self.task).kept()
+        except UserError:
+            return None
 
     def texts(self, examples: int = EXAMPLES) -> list[dict[str, Any]]:
         """[{"prompt", "reference", "base", "adapted", "tokens"}] for the first held-out prompts of the task.

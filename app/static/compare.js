@@ -3,29 +3,23 @@
 import {Away, Refused, address, asked, fmt, get, h, on, state} from "./core.js";
 import {cutView} from "./cut.js";
 import {makeDial} from "./dial.js";
-import {changed} from "./diff.js";
 import {knockView} from "./knock.js";
+import {panes} from "./panes.js";
+import {promptRow} from "./prompt.js";
 import {sidesView} from "./sides.js";
 import {wordsView} from "./speaks.js";
 
 const PAGE = Math.random().toString(36).slice(2);
 const WAYS = [["cut", "How much of ΔW"], ["matrices", "Which matrices"], ["words", "Which words"], ["sides", "Side by side"]];
+/* What an address says of Compare that belongs to its run, besides the prompt. */
+const OF_RUN = ["cut", "strength", "off", "knock", "sides"];
 
 export function compare(root, {send}) {
-  const prompt = h("textarea", {class: "ll-field cp-prompt", rows: 1, spellcheck: "false", "aria-label": "Prompt", placeholder: "a prompt, as the task's rows have it"});
-  const pick = h("select", {class: "ll-field", "aria-label": "Held-out example"}), reference = h("p", {class: "ll-note cp-reference"});
+  const prompt = promptRow({onAsk: () => ask(), onExample: (i) => { seq++; recorded(i); paint(); if (!shown?.recorded || !whole()) ask(); }});
   const go = h("button", {class: "ll-button go", type: "button", id: "compare-button", onclick: () => ask()}, "Write both");
-  const fault = h("p", {class: "ll-fault", role: "alert"}), badge = h("span", {class: "ll-badge", hidden: true}, "recorded");
-  const base = h("p", {class: "cp-text", id: "base-output"}), adapted = h("p", {class: "cp-text", id: "adapted-output"});
-  const head = h("h2", {class: "ll-h ll-warm"}), since = h("div", {class: "ll-tabs cp-since", role: "group", "aria-label": "What is marked", hidden: true});
-  const ways = h("div", {class: "ll-tabs cp-ways", role: "group", "aria-label": "What to look at"}), lossLine = h("div", {class: "cp-loss", role: "status"});
-  const panes = h("div", {class: "ll-grid cp-panes"}, h("section", {class: "ll-card", style: {"--span": 6}}, h("h2", {class: "ll-h ll-base"}, "base"), base),
-    h("section", {class: "ll-card", style: {"--span": 6}}, h("div", {class: "ll-head"}, head, badge, since), adapted));
-  const below = h("section", {class: "ll-card cp-below"}, h("div", {class: "cp-bar-row"}, ways, lossLine));
-  root.append(h("div", {class: "ll-row cp-top"}, h("label", {id: "prompt", class: "cp-hold"}, prompt), pick, go), reference, fault, panes, below);
+  const fault = h("p", {class: "ll-fault", role: "alert"}), ways = h("div", {class: "ll-tabs cp-ways", role: "group", "aria-label": "What to look at"});
 
-  let info = null, dials = null, held = null, shown = null, before = null, mark = "base", seq = 0, timer = 0, poll = 0, way = "cut";
-  const examples = () => info?.examples ?? [];
+  let info = null, dials = null, held = null, shown = null, before = null, seq = 0, timer = 0, poll = 0, way = "cut";
 
   /* ---- where the dials stand */
   const stand = makeDial({get info() { return info; }, get dials() { return dials; }, get held() { return held; }});
@@ -33,28 +27,29 @@ export function compare(root, {send}) {
   function turn(change, soon = 150) {
     Object.assign(dial, change);
     paintDials();
-    address({cut: full() ? null : `${dial.by}.${at()}`, strength: dial.strength === 1 ? null : dial.strength, off: [...dial.off].map((m) => m.replace("layers.", "")).join("_"), way: way === "cut" ? null : way});
+    address({cut: full() ? null : `${dial.by}.${at()}`, strength: dial.strength === 1 ? null : dial.strength, off: [...dial.off].map((m) => m.replace("layers.", "")).join("_")});
     clearTimeout(timer);
     timer = setTimeout(ask, soon);
   }
   function paintDials() {
     for (const v of Object.values(views)) v.paint?.();
-    losses();
-    heading();
+    pane.losses();
+    pane.heading();
   }
   const ctx = {...stand, turn, page: PAGE,
-    get info() { return info; }, get dials() { return dials; }, get held() { return held; }, get shown() { return shown; }, get prompt() { return prompt.value; },
-    wake: () => follow(), reference: () => examples()[+pick.value]?.reference};
-  const views = {cut: cutView(ctx), matrices: knockView(ctx), words: wordsView(ctx), sides: sidesView(ctx)};
+    get info() { return info; }, get dials() { return dials; }, get held() { return held; }, get shown() { return shown; }, get before() { return before; }, get prompt() { return prompt.value; },
+    wake: () => follow(), reference: () => prompt.example?.reference};
+  const pane = panes(ctx), views = {cut: cutView(ctx), matrices: knockView(ctx), words: wordsView(ctx), sides: sidesView(ctx)};
   const bodies = WAYS.map(([id]) => h("div", {class: `cp-body cp-${id}`, "data-way": id, hidden: id !== way}, views[id].nodes));
-  below.append(...bodies);
-  ways.append(...WAYS.map(([id, text]) => h("button", {type: "button", "data-way": id, "aria-pressed": id === way, onclick: () => look(id)}, text)));
+  const below = h("section", {class: "ll-card cp-below"}, h("div", {class: "cp-bar-row"}, ways, pane.line), bodies);
+  ways.append(...WAYS.map(([id, text]) => h("button", {type: "button", "data-way": id, "aria-pressed": String(id === way), onclick: () => look(id)}, text)));
+  root.append(h("div", {class: "ll-row cp-top"}, prompt.field, prompt.pick, go), prompt.reference, fault, pane.node, below);
   function look(id) {
     way = id;
     ways.querySelectorAll("button").forEach((b) => b.setAttribute("aria-pressed", b.dataset.way === id));
     bodies.forEach((b) => { b.hidden = b.dataset.way !== id; });
     address({way: id === "cut" ? null : id});
-    panes.hidden = lossLine.hidden = id === "sides";
+    pane.node.hidden = pane.line.hidden = id === "sides";
     views[id].look?.();
     paint();
     if (id !== "sides") first();
@@ -63,7 +58,7 @@ export function compare(root, {send}) {
   /* ---- the run that is compared */
   let opening = 0;
   async function open() {
-    const mine = ++opening, run = state.run;
+    const mine = ++opening, run = state.run, was = info?.run;
     clearTimeout(poll);
     dials = held = null;
     stand.reset();
@@ -74,13 +69,14 @@ export function compare(root, {send}) {
       return blank(error.message);
     }
     if (mine !== opening) return;
-    pick.replaceChildren(...(examples().length ? examples().map((e, i) => h("option", {value: i}, `held-out example ${i + 1}`)) : [h("option", {value: ""}, "no held-out example")]), h("option", {value: "own"}, "a prompt of your own"));
+    if (was != null && was !== run) address({example: null, prompt: null});
     shown = before = null;
     seq++;
     fault.textContent = "";
-    if (examples().length) choose(0); else pick.value = "own";
+    const example = prompt.fill(info.examples, was === run);
+    if (example != null) recorded(example);
     paint();
-    if (way !== "sides" && !(linked && (asked("way") === "sides" || ["cut", "strength", "off"].some((n) => asked(n))))) first();
+    if (way !== "sides" && !(linked && (asked("way") === "sides" || OF_RUN.some((n) => asked(n))))) first();
     if (info.ready) await openDials(mine, run);
     if (mine === opening) first();
   }
@@ -100,7 +96,7 @@ export function compare(root, {send}) {
       return;
     }
     if (mine !== opening) return;
-    if (linked) restore(); else address({cut: null, strength: null, off: null});
+    if (linked) restore(); else address(Object.fromEntries(OF_RUN.map((n) => [n, null])));
     linked = false;
     for (const v of Object.values(views)) v.open?.();
     if (WAYS.some(([id]) => id === asked("way"))) look(asked("way"));
@@ -126,29 +122,15 @@ export function compare(root, {send}) {
   function blank(text) {
     shown = null;
     fault.textContent = "";
-    base.textContent = adapted.textContent = "";
-    base.append(h("span", {class: "ll-note"}, text));
+    pane.blank(text);
     go.disabled = true;
-    head.textContent = "adapted";
     below.hidden = true;
-    lossLine.replaceChildren();
   }
-  function choose(i) {
-    const e = examples()[i];
-    pick.value = i;
-    prompt.value = e.prompt;
-    reference.replaceChildren(h("b", {}, "held-out answer "), e.reference);
+  /* The recorded run has the texts of its examples. */
+  function recorded(i) {
+    const e = info.examples[i];
     if (e.base != null) { before = null; shown = {texts: [e.base, e.adapted], tokens: e.tokens, said: "", key: "null", done: true, recorded: true}; }
   }
-  pick.onchange = () => {
-    if (pick.value === "own") { prompt.value = ""; reference.textContent = ""; prompt.focus(); return; }
-    seq++;
-    choose(+pick.value);
-    paint();
-    if (!shown?.recorded || !whole()) ask();
-  };
-  prompt.oninput = () => { pick.value = "own"; reference.textContent = ""; };
-  prompt.onkeydown = (e) => { if (e.key === "Enter" && !e.shiftKey) { e.preventDefault(); ask(); } };
 
   /* ---- asking */
   async function ask() {
@@ -173,43 +155,14 @@ export function compare(root, {send}) {
   }
 
   /* ---- showing */
-  function heading() {
-    const now = shown?.said ?? said();
-    head.textContent = !info ? "adapted" : shown?.nothing ? "adapted, nothing of ΔW left: the base again" : `adapted by ${info.name}${now ? `, ${now}` : ""}`;
-  }
   function paint() {
     const busy = Boolean(shown && !shown.done) || way === "sides" && views.sides.busy(), ready = Boolean(info?.ready);
     below.hidden = !ready;
     go.disabled = busy || !ready;
     go.textContent = way === "sides" ? "Write them" : shown?.seconds ? `Write both (≈ ${fmt.time(shown.seconds)})` : "Write both";
-    badge.hidden = !shown?.recorded;
-    heading();
-    for (const p of [base, adapted]) { p.classList.toggle("busy", busy); p.setAttribute("aria-busy", busy); }
-    if (!shown) {
-      base.replaceChildren(h("span", {class: "ll-note"}, info?.note ?? "Press the button: both models write at once."));
-      adapted.replaceChildren();
-    } else {
-      const [plain, mine] = shown.texts, old = before?.texts[1];
-      base.textContent = plain || (shown.done ? "(it wrote nothing)" : "");
-      const diff = changed(plain ?? "", mine ?? ""), older = before && old !== mine ? changed(old, mine ?? "") : null;
-      since.hidden = !(older && shown.done && shown.key !== before.key);
-      if (since.hidden) mark = "base";
-      if (!since.hidden) since.replaceChildren(...[["base", "unlike base"], ["before", "unlike before"]].map(([id, text]) => h("button", {type: "button", title: id === "before" ? `marked is what differs from ${before.said || "all of ΔW"}` : "marked is what the base did not write", "aria-pressed": id === mark, onclick: () => { mark = id; paint(); }}, text)));
-      const {runs} = mark === "before" && older ? older : diff;
-      adapted.replaceChildren(...(mine ? runs.map(([w, is]) => is ? h("ins", {}, w) : w) : [shown.done ? "(it wrote nothing)" : ""]));
-    }
+    pane.paint(busy);
     views.words.show();
-    losses();
-  }
-  function losses() {
-    if (!info) return;
-    const {loss, score} = info, now = lossNow(), pieces = [], moved = !whole();
-    if (loss) pieces.push(h("span", {title: `mean over ${loss.rows} held-out rows, nats a token`}, h("span", {class: "ll-muted"}, "held-out loss "), h("b", {class: "ll-base"}, loss.base.toFixed(2)), h("span", {"aria-label": "to"}, " → "),
-      h("b", {class: "ll-warm ll-mid", id: "cp-loss-now"}, (now?.loss ?? loss.adapted).toFixed(2)),
-      moved ? h("span", {class: "ll-muted"}, now ? now.rows != null && now.rows < now.of ? ` on ${now.rows} of ${now.of} rows` : "" : " from all, measuring…") : null));
-    if (score) pieces.push(h("span", {title: `over ${score.rows} held-out prompts`}, h("span", {class: "ll-muted"}, `${score.name} `), h("b", {class: "ll-base"}, score.base), h("span", {"aria-label": "to"}, " → "),
-      h("b", {class: "ll-warm ll-mid"}, score.adapted), moved ? h("span", {class: "ll-muted"}, " from all") : null));
-    lossLine.replaceChildren(...pieces);
+    pane.losses();
   }
 
   on("run ended start", open);

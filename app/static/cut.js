@@ -16,10 +16,11 @@ export function cutView(ctx) {
   }));
   const strength = h("input", {type: "range", min: 0, step: 1, id: "cp-strength", oninput: () => ctx.turn({strength: ctx.dials.strengths[+strength.value]})});
   const times = h("output", {for: "cp-strength"}), strengthRow = h("div", {class: "ct-row"}, h("label", {for: "cp-strength", title: "ΔW is multiplied by this; 0 is the base model"}, "strength of ΔW"), mark("strength", "the strength of ΔW"), strength, times);
+  const dora = h("p", {class: "ll-note", hidden: true}, "A DoRA adapter: its magnitudes neither scale nor go with a matrix, so its rank can be cut, but there is no strength to turn.");
   const save = h("button", {class: "ll-button small", type: "button", id: "cp-save", onclick: keep}, "Save this cut"), saved = h("p", {class: "ll-note ct-saved", role: "status"});
   const all = h("button", {class: "ll-link", type: "button", onclick: () => ctx.turn({at: null, strength: 1, off: new Set()}, 0)}, "all of ΔW again");
   const plot = h("div", {class: "ct-plot", id: "cut-plot", role: "img"}), title = h("h2", {class: "ll-h"}), say = h("p", {class: "ct-say"}), note = h("span", {class: "ll-note ct-note"});
-  const left = h("div", {class: "ct-left"}, Object.values(rows).map((r) => r.node), strengthRow, h("div", {class: "ct-acts"}, save, all), saved);
+  const left = h("div", {class: "ct-left"}, Object.values(rows).map((r) => r.node), strengthRow, dora, h("div", {class: "ct-acts"}, save, all), saved);
   const right = h("div", {class: "ct-right"}, h("div", {class: "ll-head"}, title, note, exports("the curve", {name: () => `held-out-loss-run${state.run}`, figure: () => figure(), rows: () => table()})), plot, say);
   let busy = false;
 
@@ -48,6 +49,7 @@ export function cutView(ctx) {
       r.input.setAttribute("aria-valuetext", r.out.textContent);
     }
     strengthRow.hidden = !dials.strengths.length;
+    dora.hidden = !dials.dora;
     strength.max = dials.strengths.length - 1;
     strength.value = Math.max(0, dials.strengths.indexOf(dial.strength));
     times.textContent = `× ${dial.strength.toFixed(2)}`.replace("-", "−");
@@ -99,7 +101,7 @@ export function cutView(ctx) {
       const r = await post("cut", {run, setting: ctx.setting()});
       const apart = Math.abs(r.shown - r.saved);
       saved.replaceChildren(h("b", {}, `Saved as run ${r.run}`), `, ${mb(r.bytes)} of ${mb(r.before_bytes)}. Read back, its loss is ${r.saved.toFixed(4)}; shown was ${r.shown.toFixed(4)}: ${apart < 5e-5 ? "the same" : `${apart.toExponential(0)} apart`} (${r.rows} rows). `,
-        h("a", {class: "ll-link", href: `lab/api/adapter.zip?run=${r.run}`, download: ""}, "download"), " ", h("button", {class: "ll-link", type: "button", onclick: () => openRun(r.run, {push: true})}, `open run ${r.run}`));
+        h("a", {class: "ll-link", href: `lab/api/adapter.zip?run=${r.run}`, download: ""}, "download"), " ", h("button", {class: "ll-link", type: "button", onclick: () => openRun(r.run, {refill: true, push: true})}, `open run ${r.run}`));
     } catch (error) {
       if (!(error instanceof Refused || error instanceof Away)) throw error;
       saved.replaceChildren(h("span", {class: "ll-fault"}, error.message));

@@ -11,13 +11,15 @@ export function makeDial(of) {
   const whole = () => !of.dials || full() && dial.strength === 1 && !dial.off.size;
   const nothing = () => Boolean(of.dials) && (dial.strength === 0 || ticks()[at()]?.most === 0 || dial.off.size >= of.dials.matrices);
   const setting = () => whole() ? null : {by: dial.by, at: full() ? null : at(), strength: dial.strength, off: [...dial.off].sort()};
-  function said() {
-    const t = ticks()[at()], parts = [];
-    if (t && !full()) parts.push(dial.by === "k" ? `${t.x} of ${of.dials.rank} directions` : dial.by === "mb" ? `the best ${(t.bytes / 1e6).toFixed(2)} MB` : `${fmt.pct(t.x)} of each matrix's energy`);
-    if (dial.off.size) parts.push(`${of.dials.matrices - dial.off.size} of ${of.dials.matrices} matrices`);
-    if (dial.strength !== 1) parts.push(`ΔW × ${dial.strength}`.replace("-", "−"));
+  /* A setting in words; null is all of ΔW. */
+  function saying(s) {
+    const t = s && s.at != null ? ticks(s.by)[s.at] : null, parts = [];
+    if (t) parts.push(s.by === "k" ? `${t.x} of ${of.dials.rank} directions` : s.by === "mb" ? `the best ${(t.bytes / 1e6).toFixed(2)} MB` : `${fmt.pct(t.x)} of each matrix's energy`);
+    if (s?.off.length) parts.push(`${of.dials.matrices - s.off.length} of ${of.dials.matrices} matrices`);
+    if (s && s.strength !== 1) parts.push(`ΔW × ${s.strength}`.replace("-", "−"));
     return parts.join(", ");
   }
+  const said = () => saying(setting());
   /* The held-out loss of what is on the dials: off a curve that is measured, or measured for itself. */
   function lossNow() {
     const {info, held, dials} = of;
@@ -30,5 +32,5 @@ export function makeDial(of) {
     return i >= 0 && tick("strength", i) || measured.get(JSON.stringify(setting())) || null;
   }
   function reset() { measured.clear(); Object.assign(dial, {by: "k", at: null, strength: 1}); dial.off.clear(); }
-  return {dial, measured, ticks, at, full, whole, nothing, setting, said, lossNow, reset};
+  return {dial, measured, ticks, at, full, whole, nothing, setting, said, saying, lossNow, reset};
 }

@@ -1,13 +1,13 @@
 /* Which matrices: the layer × matrix map as switches. What is clicked is "these"; either these are off, or only these
  * act. And the fifth of them that holds most of the gain. */
-import {fmt, h} from "./core.js";
+import {address, asked, fmt, h} from "./core.js";
 import {cellmap, warmth} from "./cellmap.js";
 import {mark} from "./help.js";
 
 export function knockView(ctx) {
   const box = h("div", {class: "kn-map"}), say = h("p", {class: "ct-say", role: "status"}), how = h("p", {class: "ll-note"});
   const modes = h("div", {class: "ll-tabs", role: "group", "aria-label": "Which act"}, [["but", "all but these"], ["only", "only these"]].map(([id, text]) =>
-    h("button", {type: "button", "data-mode": id, "aria-pressed": id === "but", onclick: () => { mode = id; push(); }}, text)));
+    h("button", {type: "button", "data-mode": id, "aria-pressed": String(id === "but"), onclick: () => { mode = id; push(); }}, text)));
   const allOn = h("button", {class: "ll-button small", type: "button", onclick: () => { these.clear(); mode = "but"; found = false; push(0); }}, "all on");
   const find = h("button", {class: "ll-button small", type: "button", id: "kn-find", onclick: seek}, "");
   const side = h("div", {class: "kn-side"}, h("div", {class: "kn-acts"}, modes, allOn, mark("knock", "switching off")), h("p", {class: "ll-note"}, "Click a matrix, a name or a layer number to switch its ΔW."), find, say, how);
@@ -17,9 +17,11 @@ export function knockView(ctx) {
   const matrices = () => known.filter((m) => mode === "but" ? these.has(m) : !these.has(m));
   function push(soon = 250) {
     const off = these.size || mode === "only" ? matrices() : [];
+    address({knock: mode === "only" ? "only" : null});
     ctx.turn({off: new Set(off)}, soon);
   }
   function flip(list) {
+    if (ctx.dials.dora) return;
     found = false;
     const all = list.every((m) => these.has(m));
     list.forEach((m) => all ? these.delete(m) : these.add(m));
@@ -28,9 +30,9 @@ export function knockView(ctx) {
   function open() {
     const norms = ctx.dials.norms, names = Object.keys(norms), layers = norms[names[0]]?.length ?? 0;
     known = names.flatMap((t) => norms[t].map((v, l) => v == null ? null : `layers.${l}.${t}`)).filter(Boolean);
+    mode = asked("knock") === "only" ? "only" : "but";             // as the address has it
     these.clear();
-    ctx.dial.off.forEach((m) => these.add(m));                     // as the address has it
-    mode = "but";
+    (mode === "but" ? [...ctx.dial.off] : known.filter((m) => !ctx.dial.off.has(m))).forEach((m) => these.add(m));
     wanted = found = false;
     map = cellmap(names, layers, {label: "Matrices that are adapted; a click switches one", onPick: (m) => known.includes(m) && flip([m]), onMove: () => {}, height: names.length > 4 ? 22 : 34});
     map.grid.querySelectorAll(".cm-head").forEach((n, i) => n.replaceChildren(h("button", {class: "kn-name", type: "button", "aria-label": `all ${names[i]}`, onclick: () => flip(known.filter((m) => m.endsWith(`.${names[i]}`)))}, names[i])));
@@ -50,7 +52,7 @@ export function knockView(ctx) {
     const top = Math.max(...Object.values(norms).flat().filter((x) => x != null));
     map.paint(norms, 0, top, (l, t, v) => v == null ? `layer ${l} ${t}, not adapted` : `layer ${l} ${t}, ‖ΔW‖ ${v.toPrecision(3)}`, warmth);
     side.hidden = ctx.dials.dora;
-    if (ctx.dials.dora) box.append(h("p", {class: "ll-note"}, "This is a DoRA adapter: its magnitudes cannot be switched off with a matrix."));
+    if (ctx.dials.dora) box.append(h("p", {class: "ll-note"}, "A DoRA adapter: its magnitudes do not go with a matrix, so matrices cannot be switched off one by one. The map shows ‖s·B·A‖."));
   }
   function seek() {
     wanted = true;
@@ -73,7 +75,7 @@ export function knockView(ctx) {
     const {dials, dial, held, info} = ctx;
     if (!dials || !map) return;
     if (wanted && held?.holders) { apply(); return; }
-    if (!dial.off.size && these.size) { these.clear(); mode = "but"; found = false; }
+    if (!dial.off.size && these.size) { these.clear(); mode = "but"; found = false; address({knock: null}); }
     const n = dials.matrices, few = Math.max(1, Math.round(n * 0.2)), on = n - dial.off.size;
     map.at.forEach((c, m) => {
       const off = dial.off.has(m);

@@ -6,6 +6,10 @@ const WAIT = 250;                                                // ms after the
 const PARTS = {spec: "s.", config: "c."};
 let base = null, run = null, timer = 0, kept = false;
 
+/* A text of one's own goes into the address up to this length; browsers and mail cut longer ones. */
+const LONGEST = 2000;
+export const brief = (words) => words && words.length <= LONGEST ? words : null;
+
 const text = (value) => Array.isArray(value) ? value.join(" ") : String(value);
 const plain = (value) => value === null || typeof value !== "object" || Array.isArray(value);
 /* A value out of the address, in the kind of the one that it stands for; undefined when it is none. */

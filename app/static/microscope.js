@@ -1,5 +1,6 @@
 /* The microscope: one ΔW. Its spectrum is there at once; W0's part (its spectrum behind, overlap, tokens) follows. */
 import {Away, Refused, address, asked, get, h, state} from "./core.js";
+import {mark} from "./help.js";
 import {draw, exports} from "./plot.js";
 
 const LENSES = [["spectrum", "Spectrum"], ["beside", "Beside W0"], ["tokens", "Tokens"]];
@@ -14,7 +15,7 @@ export function microscope() {
     tokens: h("div", {class: "sp-tokens"}),
   };
   const inside = h("div", {class: "sp-inside", id: "inside-plot"});
-  const node = h("section", {class: "ll-card sp-right", style: {"--span": 5}}, h("div", {class: "ll-head"}, title, word,
+  const node = h("section", {class: "ll-card sp-right", style: {"--span": 5}}, h("div", {class: "ll-head"}, title, word, mark("verdict", "this word"),
     exports("the spectrum", {name: () => `spectrum-${current?.m}`, figure: () => lens === "beside" ? current?.inside ?? current?.figure : current?.figure, rows: () => current?.rows})), tabs, Object.values(panes));
   const page = Math.random().toString(36).slice(2);
   let current = null, lens = LENSES.some(([id]) => id === asked("lens")) ? asked("lens") : "spectrum", heat = null, key = {}, seq = 0, looked = new Map();
@@ -25,13 +26,14 @@ export function microscope() {
     if (!current) return;
     title.textContent = current.title;
     title.title = current.path;
-    word.textContent = current.word;
+    const grade = heat.grades[current.word], verdict = grade === current.word ? grade : `${grade}: ${current.word}`;
+    word.textContent = verdict;
     word.dataset.word = current.word;
     word.title = heat.rules[current.word];
     say.textContent = current.say;
     overSay.textContent = current.overSay;
     facts.replaceChildren(...current.facts.map(([k, v]) => h("span", {}, `${k} `, h("b", {}, v))), current.overSay ? "" : h("span", {}, current.rankSay));
-    rule.replaceChildren(h("b", {}, current.word), `: ${heat.rules[current.word]}.`);
+    rule.replaceChildren(h("b", {}, verdict), `, since ${heat.rules[current.word]}.`);
     all.lastChild.replaceChildren(...current.more.flatMap(([k, v, about]) => [h("dt", {}, k), h("dd", {}, h("b", {}, v), ` ${about}`)]));
     plot.setAttribute("role", "img");
     plot.setAttribute("aria-label", `Singular values of ΔW in ${current.title}. ${current.say}`);

@@ -9,24 +9,42 @@ export function opener({onOpened, onFault, onNote}) {
   const button = h("button", {type: "button", class: "ll-button", id: "open-button", title: "An adapter from elsewhere: its folder's files, a .safetensors file (PEFT, kohya, diffusers), a .zip, or a whole fine-tuned model; or drop it here", onclick: () => input.click()}, "Open an adapter…");
   input.onchange = () => { take([...input.files]); input.value = ""; };
 
-  async function take(files, folder = "") {
+  /* The base of a whole model, which is found by its matrices or chosen here: a model of this machine, or a folder. */
+  const known = h("datalist", {id: "known-bases"}), field = h("input", {class: "ll-field", id: "base-picker", list: "known-bases", placeholder: "a model here, or a folder", spellcheck: "false"});
+  const base = h("label", {class: "ll-pick", hidden: true}, h("span", {}, "its base"), field, known);
+  let last = null, set = null;                                     // what was sent last; the whole model that is open
+  field.onchange = async () => {
+    if (!field.value.trim()) return;
+    if (!set) { if (last) take(...last, field.value.trim()); return; }
+    onFault("");
+    try { onOpened(await post("open", {set, base: field.value.trim()})); } catch (error) {
+      if (!(error instanceof Refused || error instanceof Away)) throw error;
+      onFault(error instanceof Refused ? error.message : "");
+    }
+  };
+  /* of: {set, base} of the whole model that is open; null where an adapter is */
+  function offer(of) { set = of?.set ?? null; field.value = of?.base ?? ""; base.hidden = !of; }
+
+  async function take(files, folder = "", from = null) {
     onFault("");
     const config = files.find((f) => f.name === "adapter_config.json"), parts = files.filter((f) => PART.test(f.name)), pickles = files.filter((f) => PICKLE.test(f.name));
     const weights = parts.filter((f) => /\.(safetensors|zip)$/i.test(f.name)), sent = weights.length ? parts : [...pickles, ...files].slice(0, 1);
     if (!sent.length) return;
-    let set = "";
+    let into = "";
+    last = [files, folder];
     button.disabled = true;
     try {
       for (const [i, f] of sent.entries()) {
         onNote(`Reading ${f.name}${sent.length > 1 ? `, ${i + 1} of ${sent.length}` : ""}…`);
-        ({set} = await send(f, set));
+        ({set: into} = await send(f, into));
       }
       onNote("Opening…");
       const name = folder || (config && sent.length > 1 ? "the adapter" : weights[0].name);
-      onOpened(await post("open", {set, name}));
+      onOpened(await post("open", {set: into, name, base: from}));
     } catch (error) {
       if (!(error instanceof Refused || error instanceof Away)) throw error;
       onFault(error instanceof Refused ? error.message : "");
+      if (error.field === "base") { offer({base: from}); field.focus(); }
     } finally { button.disabled = false; onNote(""); }
   }
   async function send(file, set) {
@@ -60,7 +78,8 @@ export function opener({onOpened, onFault, onNote}) {
     }
   }
   return {
-    button, input,
+    button, input, base, offer,
+    bases(names) { known.replaceChildren(...names.map((value) => h("option", {value}))); },
     /* Files may be dropped anywhere on this element. */
     zone(element) {
       const has = (e) => [...e.dataTransfer?.types ?? []].includes("Files");

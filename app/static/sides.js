@@ -1,9 +1,24 @@
 /* Side by side: up to four adapters, ranks or strengths in one batch, chosen by chips; and two of them as a pair. */
-import {Away, Refused, get, h, state} from "./core.js";
+import {Away, Refused, address, asked as linked, get, h, state} from "./core.js";
 import {changed} from "./diff.js";
 import {mergeView} from "./merge.js";
 
 const MOST = 4;
+const SIDE = /^(\d{1,15})(?:\+(\d{1,15}))?(?:\.(k|energy|mb)\.(\d*)(?:\*(-?[\d.]+))?((?:!\d+\.[\w-]+)*))?$/;
+
+/* A side as a word of the address: base, 14, 14+15 (their sum), 14.k.2 (its dial), 14.k.*0.5 (half as strong). */
+function written({run, plus, setting}) {
+  if (run == null) return "base";
+  const dial = setting ? `.${setting.by}.${setting.at ?? ""}${setting.strength === 1 ? "" : `*${setting.strength}`}${setting.off.map((m) => m.replace("layers.", "!")).join("")}` : "";
+  return `${run}${plus == null ? "" : `+${plus}`}${dial}`;
+}
+function read(word) {
+  if (word === "base") return {run: null};
+  const m = SIDE.exec(word);
+  if (!m) return null;
+  const [, run, plus, by, at, strength, off] = m;
+  return {run: +run, ...plus ? {plus: +plus} : {}, ...by ? {setting: {by, at: at === "" ? null : +at, strength: strength ? +strength : 1, off: off ? off.slice(1).split("!").map((o) => `layers.${o}`) : []}} : {}};
+}
 
 export function sidesView(ctx) {
   const chips = h("div", {class: "sd-chips", role: "group", "aria-label": "What stands side by side; up to four"}), columns = h("div", {class: "sd-columns"});
@@ -34,23 +49,26 @@ export function sidesView(ctx) {
   function toggle(s) {
     const i = chosen.findIndex((c) => key(c) === key(s));
     if (i >= 0) chosen.splice(i, 1); else if (chosen.length < MOST) chosen.push(s);
+    address({sides: chosen.map(written).join("_")});
     paint();
   }
   async function open() {
-    const run = state.run;
-    chosen = [{run: null}, {run}];
+    const run = state.run, wished = (linked("sides") ?? "").split("_").map(read).filter(Boolean).slice(0, MOST);
+    chosen = wished.length ? wished : [{run: null}, {run}];
     shown = null;
     loaded = null;
     try { const r = await get("sides", {run}); if (run === state.run) list = r.runs; } catch (error) { if (!(error instanceof Refused || error instanceof Away)) throw error; }
     loaded = run;
+    chosen = chosen.filter((s) => [s.run, s.plus].every((id) => id == null || id === run || list.some((r) => r.id === id)))
+      .map((s) => s.setting && s.run === run ? {...s, text: ctx.saying(s.setting)} : s);
     const other = list.find((r) => r.id !== run);
-    if (other && chosen.length < MOST) chosen.push({run: other.id, about: `${other.says}, ${other.data}`});
+    if (other && !wished.length) chosen.push({run: other.id, about: `${other.says}, ${other.data}`});
     paint();
   }
   function paint() {
     const asked = shown?.keys ?? [];
     chips.replaceChildren(h("span", {class: "ll-muted"}, "up to four:"), ...offers().map((s) => { const is = chosen.some((c) => key(c) === key(s));
-      return h("button", {class: "sd-chip", type: "button", title: s.about, "aria-pressed": is, disabled: !is && chosen.length >= MOST, onclick: () => toggle(s)}, name(s)); }));
+      return h("button", {class: "sd-chip", type: "button", title: s.about, "aria-pressed": String(is), disabled: !is && chosen.length >= MOST, onclick: () => toggle(s)}, name(s)); }));
     columns.style.setProperty("--n", Math.max(1, chosen.length));
     const plain = shown?.texts?.[asked.indexOf(key({run: null}))] ?? "";
     columns.replaceChildren(...chosen.map((s) => {

@@ -1,16 +1,22 @@
 /* Which words: where the adapter speaks, in what it wrote, in the held-out answer, or in a text of one's own. */
-import {Away, Refused, h, post, state} from "./core.js";
+import {Away, Refused, address, asked as linked, h, post, state} from "./core.js";
 import {mark} from "./help.js";
+import {brief} from "./link.js";
 import {tokenStrip} from "./tokens.js";
 
+const TEXTS = [["written", "what it wrote"], ["answer", "the held-out answer"], ["own", "any text"]], COLOURS = [["d", "probability of this token"], ["kl", "KL, all tokens"]];
+const named = (list, name) => list.some(([id]) => id === linked(name)) ? linked(name) : list[0][0];
+
 export function wordsView(ctx) {
+  let what = named(TEXTS, "words"), by = named(COLOURS, "colour"), tokens = null, seq = 0, timer = 0, asked = null, wait = "";
   const strip = tokenStrip(), note = h("p", {class: "ll-note", role: "status"}), say = h("p", {class: "ct-say"});
-  const which = h("div", {class: "ll-tabs", role: "group", "aria-label": "Which text"}, [["written", "what it wrote"], ["answer", "the held-out answer"], ["own", "any text"]].map(([id, text]) =>
-    h("button", {type: "button", "data-id": id, "aria-pressed": id === "written", onclick: () => choose(id)}, text)));
-  const measure = h("div", {class: "ll-tabs", role: "group", "aria-label": "What the colour shows"}, [["d", "probability of this token"], ["kl", "KL, all tokens"]].map(([id, text]) =>
-    h("button", {type: "button", "data-id": id, "aria-pressed": id === "d", onclick: () => { by = id; draw(); }}, text)));
-  const own = h("textarea", {class: "ll-field wd-own", rows: 2, hidden: true, "aria-label": "Any text", placeholder: "type or paste any text: both models read it", oninput: () => { clearTimeout(timer); timer = setTimeout(read, 350); }});
-  let what = "written", by = "d", tokens = null, seq = 0, timer = 0, asked = null, wait = "";
+  const which = h("div", {class: "ll-tabs", role: "group", "aria-label": "Which text"}, TEXTS.map(([id, text]) =>
+    h("button", {type: "button", "data-id": id, "aria-pressed": String(id === what), onclick: () => choose(id)}, text)));
+  const measure = h("div", {class: "ll-tabs", role: "group", "aria-label": "What the colour shows"}, COLOURS.map(([id, text]) =>
+    h("button", {type: "button", "data-id": id, "aria-pressed": String(id === by), onclick: () => { by = id; link(); draw(); }}, text)));
+  const own = h("textarea", {class: "ll-field wd-own", rows: 2, hidden: what !== "own", "aria-label": "Any text", placeholder: "type or paste any text: both models read it", oninput: () => { clearTimeout(timer); timer = setTimeout(() => { link(); read(); }, 350); }});
+  own.value = linked("text") ?? "";
+  const link = () => address({words: what === "written" ? null : what, colour: by === "d" ? null : by, text: what === "own" ? brief(own.value) : null});
 
   function choose(id) {
     what = id;
@@ -19,13 +25,14 @@ export function wordsView(ctx) {
     if (id === "own" && !own.value) own.value = ctx.shown?.texts?.[1] || ctx.prompt;
     if (id === "own") own.focus();
     asked = null;
+    link();
     show();
   }
   const text = () => what === "own" ? own.value : ctx.reference() ?? "";
   /* What it wrote comes with the texts; everything else is read by both models in one pass. */
   function show() {
     which.querySelector('[data-id="answer"]').disabled = !ctx.reference();
-    if (what !== "written") { read(); return; }
+    if (what !== "written") { if (own.checkVisibility() || which.checkVisibility()) read(); return; }
     tokens = ctx.shown?.tokens ?? null;
     wait = !ctx.shown ? "" : !ctx.shown.done ? "…" : ctx.shown.nothing ? "Nothing of ΔW is left: the base speaks alone." : "";
     draw();
@@ -50,14 +57,13 @@ export function wordsView(ctx) {
     draw();
   }
   function draw() {
-    const kl = tokens?.length ? tokens.every((t) => t.kl != null) : true;
-    if (!kl) by = "d";
-    measure.querySelectorAll("button").forEach((b) => { b.setAttribute("aria-pressed", b.dataset.id === by); b.disabled = b.dataset.id === "kl" && !kl; });
-    strip.show(tokens, wait, by);
+    const kl = tokens?.length ? tokens.every((t) => t.kl != null) : true, shown = kl ? by : "d";
+    measure.querySelectorAll("button").forEach((b) => { b.setAttribute("aria-pressed", b.dataset.id === shown); b.disabled = b.dataset.id === "kl" && !kl; });
+    strip.show(tokens, wait, shown);
     note.textContent = tokens?.length ? wait : "";
-    say.textContent = tokens?.length ? sentence() : "";
+    say.textContent = tokens?.length ? sentence(shown) : "";
   }
-  function sentence() {
+  function sentence(by) {
     const n = tokens.length, visible = (t) => `“${t.t.trim() || "space"}”`;
     if (by === "kl") {
       const total = tokens.reduce((a, t) => a + t.kl, 0), most = tokens.reduce((a, t) => t.kl > a.kl ? t : a), ordered = tokens.map((t) => t.kl).sort((a, b) => b - a);

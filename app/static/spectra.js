@@ -1,11 +1,13 @@
 /* Spectra: where the update is (layer by matrix), and the one matrix that is chosen under the microscope (microscope.js).
  * What is looked at is a run's adapter, or one that was opened (openfile.js). */
-import {Away, Refused, address, asked, get, h, on, show, state} from "./core.js";
+import {Away, Refused, address, asked, emit, get, h, on, show, state} from "./core.js";
+import {absent} from "./formula.js";
 import {cellmap, cividis, warmth} from "./cellmap.js";
 import {microscope} from "./microscope.js";
 import {aboutSheet, opener} from "./openfile.js";
 import {exports} from "./plot.js";
 import {openRun} from "./run.js";
+import {secondAdapter} from "./second.js";
 import {strip} from "./strip.js";
 
 export function spectra(root) {
@@ -13,9 +15,13 @@ export function spectra(root) {
   const heatTitle = h("h2", {class: "ll-h"}), heatSay = h("p", {class: "tr-say"}), scale = h("div", {class: "sp-scale"}), which = h("div", {class: "ll-tabs sp-which", role: "group", "aria-label": "What the colour shows"});
   const glass = microscope(), across = strip({onPick: (m) => pick(m)});
   const source = h("select", {class: "ll-field"}), note = h("p", {class: "ll-note sp-note", role: "status"}), about = aboutSheet(), aboutLink = h("button", {type: "button", class: "ll-link", hidden: true, onclick: () => about.show(heat.name, heat.file)}, "what the file says");
-  const files = opener({onOpened: (o) => { opened = o.open; address({open: opened, m: null}); listSources(); open(); }, onFault: (text) => { fault.textContent = text; }, onNote: (text) => { note.textContent = text || remark(); }});
-  const second = h("select", {class: "ll-field", id: "beside-picker"}), many = h("select", {class: "ll-field sp-many", "aria-label": "φ of how many first directions"});
-  const row = h("div", {class: "ll-row sp-row"}, h("label", {class: "ll-pick"}, h("span", {}, "looking at"), source), badge, h("label", {class: "ll-pick"}, h("span", {}, "beside"), second), aboutLink, note, files.input, files.button);
+  const files = opener({onOpened: (o) => { look(o.open); listSources(); open(); }, onFault: (text) => { fault.textContent = text; }, onNote: (text) => { note.textContent = text || remark(); }});
+  const second = secondAdapter({key: () => key(), across, onFault: (text) => { fault.textContent = text; }, onChange: () => {
+    cache = new Map();
+    glass.forget();
+    if (glass.current) pick(glass.current.m, false);
+  }});
+  const row = h("div", {class: "ll-row sp-row"}, h("label", {class: "ll-pick"}, h("span", {}, "looking at"), source), badge, second.node, aboutLink, note, files.base, files.input, files.button);
   files.zone(root);
   const empty = h("section", {class: "ll-card sp-empty", hidden: true}), grid = h("div", {class: "ll-grid"},
     h("section", {class: "ll-card sp-left", style: {"--span": 7}}, h("div", {class: "ll-head"}, heatTitle, which,
@@ -24,14 +30,16 @@ export function spectra(root) {
   root.append(row, fault, empty, grid, about.node);
 
   let heat = null, map = null, ghost = null, measure = "norm", wanted = asked("map") ?? "norm", cache = new Map(), opening = 0, picking = 0, waiting = 0;
-  let opened = asked("open"), other = asked("with");
+  let opened = asked("open");
   const key = () => opened ? {open: opened} : {run: state.run};
-  const remark = () => heat?.file ? heat.file.remarks[0] ?? "" : "";
+  const remark = () => heat && glass.current && absent(glass.current.m, heat.name, known(state.matrix) ? "did not move in" : "is not in") || (heat?.file?.remarks[0] ?? "");
+  /* A file in place of the run, or (null) the run again. */
+  function look(id) { opened = id; address({open: id}); emit("opened", id); }
 
   /* ---- what can be looked at: runs, and what was opened */
   async function listSources() {
-    let runs, others;
-    try { [{runs}, {opened: others}] = await Promise.all([get("runs"), get("opened")]); } catch (error) {
+    let runs, others, bases;
+    try { [{runs}, {opened: others, bases}] = await Promise.all([get("runs"), get("opened")]); } catch (error) {
       if (!(error instanceof Refused || error instanceof Away)) throw error;
       return;
     }
@@ -39,50 +47,15 @@ export function spectra(root) {
     source.replaceChildren(group("runs", runs.map((r) => option(String(r.id), r.name === "recorded" ? "the recorded run" : r.name))), group("opened", others.map((o) => option(o.id, o.name))));
     source.value = opened ?? String(state.run ?? "");
     const rest = (list) => list.filter((x) => String(x.id) !== source.value);
-    second.replaceChildren(option("", "nothing"), group("runs", rest(runs).filter((r) => r.loss != null).map((r) => option(String(r.id), r.name === "recorded" ? "the recorded run" : r.name))), group("opened", rest(others).map((o) => option(o.id, o.name))));
-    second.value = other ?? "";
-    if (!second.selectedOptions.length) { second.value = ""; if (other) { other = null; address({with: null}); pair(); } }
+    second.list([group("runs", rest(runs).filter((r) => r.loss != null).map((r) => option(String(r.id), r.name === "recorded" ? "the recorded run" : r.name))), group("opened", rest(others).map((o) => option(o.id, o.name)))]);
+    files.bases(bases);
   }
-  second.onchange = () => {
-    other = second.value || null;
-    address({with: other});
-    cache = new Map();
-    glass.forget();
-    if (glass.current) pick(glass.current.m, false);
-    pair();
-  };
-
-  /* ---- a second adapter: φ layer by layer as one more line, its spectrum over the first (in `ask`) */
-  let phi = null;
-  async function pair() {
-    const mine = opening, wish = other;
-    phi = null;
-    across.add("phi", null);
-    if (!other || !heat) return;
-    let p;
-    try { p = await get("pair", {...key(), with: other}); } catch (error) {
-      if (error instanceof Refused && mine === opening && wish === other) fault.textContent = error.message;
-      else if (!(error instanceof Away || error instanceof Refused)) throw error;
-      return;
-    }
-    if (mine !== opening || wish !== other) return;
-    phi = p;
-    many.replaceChildren(...p.ks.map((k) => h("option", {value: k}, `first ${k === "1" ? "direction" : `${k} directions`}`)));
-    if (p.ks.includes(asked("first"))) many.value = asked("first");
-    line();
-  }
-  function line() {
-    const m = phi.phi[many.value];
-    across.add("phi", {short: "φ", title: `φ of the first ${many.value} directions with ${phi.name}`, values: m.values, control: m.control, top: 1, number: (x) => x.toPrecision(2).replace(/^1\.0$/, "1"), extra: many, say: (t) => `${m.say[t] ?? `${t} is not in both.`} ${phi.note}`});
-  }
-  many.onchange = () => { address({first: many.value === phi.ks[0] ? null : many.value}); line(); };
   source.onchange = () => {
     fault.textContent = "";
     if (/^\d{1,15}$/.test(source.value)) {
-      opened = null;
-      address({open: null});
+      look(null);
       Number(source.value) === state.run ? open() : openRun(Number(source.value), {refill: true, push: true});
-    } else { opened = source.value; address({open: opened}); open(); }
+    } else { look(source.value); open(); }
   };
   const table = () => heat && [["layer", ...Object.keys(heat.measures[measure].values)],
     ...Object.values(heat.measures[measure].values)[0].map((_, l) => [l, ...Object.values(heat.measures[measure].values).map((r) => r[l])])];
@@ -109,7 +82,6 @@ export function spectra(root) {
     }
     heat = found;
     aboutLink.hidden = !heat.file;
-    note.textContent = note.title = remark();
     empty.hidden = true;
     grid.hidden = false;
     badge.hidden = !heat.recorded;
@@ -120,7 +92,8 @@ export function spectra(root) {
     across.load(heat);
     pick(known(state.matrix) && !(heat.file && still(state.matrix)) ? state.matrix : heat.first, false);
     beside();
-    pair();
+    second.pair();
+    files.offer(heat.file?.kind === "checkpoint" ? {set: opened, base: heat.base} : null);
   }
   /* Amplification and overlap take W0: measured in the background once somebody looks here. */
   async function beside() {
@@ -156,6 +129,7 @@ export function spectra(root) {
   /* offer: true, the way to a run; false, the run that trains; nothing where neither helps. */
   function blank(text, offer) {
     heat = null;
+    second.pair(false);
     aboutLink.hidden = badge.hidden = grid.hidden = true;
     note.textContent = "";
     empty.hidden = false;
@@ -185,7 +159,7 @@ export function spectra(root) {
     heatSay.textContent = measure === "norm" || measure === "stable_rank" ? `${text} ${heat.verdicts}` : text;
   }
 
-  const ask = (m) => { if (!cache.has(m)) cache.set(m, get("spectrum", {...key(), m, with: other}).catch((error) => { cache.delete(m); throw error; })); return cache.get(m); };
+  const ask = (m) => { if (!cache.has(m)) cache.set(m, get("spectrum", {...key(), m, with: second.other}).catch((error) => { cache.delete(m); throw error; })); return cache.get(m); };
   async function pick(m, told = true) {
     const began = performance.now(), mine = ++picking;
     map.mark(m);
@@ -199,10 +173,10 @@ export function spectra(root) {
       return;
     }
     if (mine !== picking || !heat || r.run !== heat.run || r.open !== heat.open) return;
-    await glass.show(r, heat, {...key(), with: other});
+    await glass.show(r, heat, {...key(), with: second.other});
     globalThis.LoraLab.clicks = [...(globalThis.LoraLab.clicks ?? []), performance.now() - began].slice(-100);
-    if (shared(r.m)) state.matrix = r.m;
-    if (told || asked("m")) address({m: r.m});
+    if (told) { if (shared(r.m)) state.matrix = r.m; address({m: r.m}); }
+    note.textContent = note.title = remark();
   }
   /* Pointing at another cell lays its spectrum over the chosen one. */
   async function hover(m) {
@@ -218,10 +192,10 @@ export function spectra(root) {
   let was = null, wide = null;
   let mine = null;                                                 // the run that was last looked at or left for a file
   on("start", () => { mine = state.run; listSources(); open(); });
-  on("run", (id) => { if (id !== mine && opened) { opened = null; address({open: null}); } const again = id !== mine; mine = id; listSources(); if (again && !opened) open(); });
+  on("run", (id) => { if (id !== mine && opened) look(null); const again = id !== mine; mine = id; listSources(); if (again && !opened) open(); });
   on("ended", () => { listSources(); if (!opened) open(); });
   on("view", (v) => { const now = v && `${v.run}.${v.adapter}.${v.live}`; if (was && now !== was && v && !opened) open(); was = now; });
-  on("matrix", (m) => { if (heat && known(m) && m !== glass.current?.m) pick(m, false); });
+  on("matrix", (m) => { if (heat && known(m) && m !== glass.current?.m) pick(m, false); else if (heat) note.textContent = note.title = remark(); });
   on("tab", (t) => { if (t === "spectra") { listSources(); beside(); glass.wake(); } });
   on("back", () => { if (!glass.current) open(); });
   new ResizeObserver(() => { const now = root.clientWidth < 700; if (root.clientWidth && now !== wide) { wide = now; build(); } }).observe(root);

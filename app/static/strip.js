@@ -1,5 +1,5 @@
 /* One number of the same matrix in every layer, as a line below the map and in step with its columns. */
-import {h} from "./core.js";
+import {address, asked, h} from "./core.js";
 
 const HIGH = 84, PAD = 10;
 
@@ -7,12 +7,12 @@ export function strip({onPick}) {
   const title = h("span", {class: "ll-muted"}), high = h("span", {class: "cm-head st-top"}), which = h("div", {class: "ll-tabs", role: "group", "aria-label": "What the line shows"}), picture = h("div", {class: "st-picture", role: "img", "aria-label": "One number of the chosen matrix by layer"}), say = h("p", {class: "ll-note"});
   const extra = h("span", {class: "sp-extra"});
   const node = h("div", {class: "sp-strip"}, h("div", {class: "sp-strip-head"}, title, extra, which), h("div", {class: "cm-row"}, high, picture), say);
-  let measures = {}, measure = "sigma1", chosen = null, frozen = "";
+  let linked = asked("line"), measures = {}, measure = linked ?? "sigma1", chosen = null;   // linked: what the address names, until it is there
 
   const at = (l, n, wide) => (l + 0.5) / n * (wide + 2) - 1;
   function paint() {
     const m = measures[measure], [, layer, target] = (chosen ?? "").split(".");
-    which.replaceChildren(...Object.entries(measures).map(([id, x]) => h("button", {type: "button", "data-id": id, "aria-pressed": String(id === measure), onclick: () => { measure = id; paint(); }}, x.short)));
+    which.replaceChildren(...Object.entries(measures).map(([id, x]) => h("button", {type: "button", "data-id": id, "aria-pressed": String(id === measure), onclick: () => { measure = id; address({line: id}); paint(); }}, x.short)));
     extra.replaceChildren(m?.extra ?? "");
     if (!m || !m.values[target]) { picture.replaceChildren(); title.textContent = `${target ?? ""} in every layer`; say.textContent = m && target ? `${target} is not in both.` : ""; return; }
     const wide = picture.clientWidth, rows = Object.entries(m.values), n = m.values[target].length;
@@ -51,7 +51,7 @@ export function strip({onPick}) {
     },
     /* One more measure, or (null) one less: {short, title, values, say, number, top, control, extra: a node}. */
     add(id, m) {
-      if (m) { measures[id] = m; measure = id; } else { delete measures[id]; if (measure === id) measure = "sigma1"; }
+      if (m) { measures[id] = m; measure = linked in measures ? linked : id; linked = null; } else { delete measures[id]; if (measure === id) measure = "sigma1"; }
       paint();
     },
     mark(m) { chosen = m; paint(); },

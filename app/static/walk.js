@@ -2,6 +2,7 @@
  * What was walked is kept, so that Back goes all the way; the server's adapter is gone when the walk is left. */
 import {Away, Refused, h, on, post, state} from "./core.js";
 import {cellmap} from "./cellmap.js";
+import {absent} from "./formula.js";
 
 const SLOW = 2600;                                                 // ms for each stage
 const STAGES = [
@@ -93,7 +94,7 @@ export function walk() {
       c.node.classList.toggle("now", i === at.stage);
       c.node.classList.toggle("there", there);
       c.body.replaceChildren(...(there ? [bodies[c.id](s)].flat() : []));
-      c.say.textContent = there ? (c.id === "forward" ? `${s.forward.say} ${s.forward.beside}` : s[c.id].say) : "";
+      c.say.textContent = there ? (c.id === "forward" ? `${s.forward.say} ${s.forward.beside}` : `${c.id === "gradient" ? absent(s.m, "this run") : ""}${s[c.id].say}`) : "";
     });
     live.textContent = `${STAGES[at.stage][1]}. ${cards[at.stage].say.textContent}`;
     cards[at.stage].node.scrollIntoView({block: "nearest"});

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from app.pages import compare, cut, held, spectra, train
+from app.pages import along, compare, cut, held, spectra, train
 from app.pages.lab import Lab
 from app.pages.settings import STRENGTHS, cuts_of, setting_of
 from app.runs.run import Run
@@ -178,7 +178,7 @@ def test_the_losses_along_the_dials_are_measured_kept_and_those_of_one_alone(lab
     strength = h.families["strength"].values()
     assert strength is not None and strength[STRENGTHS.index(0)] == pytest.approx(by_k[0], rel=1e-3)
     assert h.holders and len(h.holders["keys"]) == 1 and h.holders["keys"][0] in cuts_of(run).addresses().values()
-    again = held.load(run, cuts_of(run))  # as a server that starts anew
+    again = along.load(run, cuts_of(run))  # as a server that starts anew
     assert again.complete and again.families["k"].values() == by_k and again.holders == h.holders
     answer = held.curve(lab, {"run": str(run.id)})
     assert answer["done"] and answer["families"]["k"]["loss"] == pytest.approx(by_k)
@@ -188,7 +188,7 @@ def test_the_losses_along_the_dials_are_measured_kept_and_those_of_one_alone(lab
 def test_what_cannot_be_measured_is_said_once(lab: Lab, run: Run) -> None:
     from dataclasses import replace
 
-    bench, h = held.Bench(lab), held.load(replace(run, result={"objective": "preference"}), cuts_of(run))
+    bench, h = held.Bench(lab), along.load(replace(run, result={"objective": "preference"}), cuts_of(run))
     with lab.session.model(run.request.model):
         pass
     h.of, h.asked = 0, 1e18
@@ -200,7 +200,7 @@ def test_what_cannot_be_measured_is_said_once(lab: Lab, run: Run) -> None:
 
 
 def test_measuring_gives_way_to_whoever_wants_the_model(lab: Lab, run: Run) -> None:
-    h = held.load(run, cuts_of(run))
+    h = along.load(run, cuts_of(run))
     for family in h.families.values():
         family.sums, family.labelled, family.rows = [], 0, 0
     with lab.session.model(run.request.model) as loaded:

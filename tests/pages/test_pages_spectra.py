@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
 
 import lora_core as lc
-from app.pages import besides, opened, owners
+from app.pages import besides, opened, owners, words_spectra
 from app.runs.run import Run
 from app.runs.store import RunStore
 from lora_core.beside import svd
@@ -94,6 +95,9 @@ def test_every_matrix_has_the_word_of_the_audit(page: TestClient, run: Run) -> N
     for m in lc.audit(lc.read_adapter(run.adapter)).matrices:
         assert heat["words"][f"layers.{m.layer}.{m.target}"] == m.word and m.word in heat["rules"]
     assert heat["verdicts"].startswith("By the use of their rank: ")
+    assert set(heat["grades"]) == set(heat["rules"]) and set(heat["grades"].values()) == {"good", "weak", "collapsed"}
+    said = words_spectra.verdicts(["full", "full", "partly used", "dead", "collapsed"])
+    assert said == "By the use of their rank: 3 good (2 full, 1 partly used), 1 weak (1 dead), 1 collapsed."
 
 
 # ---- files
@@ -134,6 +138,17 @@ def test_a_checkpoint_is_compared_in_the_background(page: TestClient, model: str
     assert look["directions"] == 16
     assert ask(page, "microscope", open=done["open"], m="layers.0.o", part="tokens", page="e", seq=2)["tokens"]
     W0 = load_file(Path(model) / "model.safetensors")["model.layers.0.self_attn.o_proj.weight"]
+    other = tmp_path / "other"  # another base, which is the first one with its o moved
+    shutil.copytree(model, other)
+    save_file(load_file(tmp_path / "tuned.safetensors"), other / "model.safetensors", metadata={"format": "pt"})
+    assert say(page, "open", set=kept, base=str(other))["open"] == kept
+    same = whole(page, "heat", open=kept)
+    assert same["base"] == str(other) and same["measures"]["norm"]["values"]["o"] == [0, 0]
+    wrong = say(page, "open", set=kept, base="no such model")
+    assert wrong["field"] == "base" and "not on this machine" in wrong["error"]
+    assert ask(page, "heat", open=kept)["base"] == str(other), "the base that it had stays"
+    say(page, "open", set=kept, base=model)
+    whole(page, "heat", open=kept)
     drawn = ask(page, "microscope", open=done["open"], m="layers.0.o", page="e", seq=3)["baseSigma"]
     assert drawn == pytest.approx(torch.linalg.svdvals(W0).tolist(), rel=1e-4)
 

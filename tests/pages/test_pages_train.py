@@ -93,6 +93,7 @@ def test_a_walk_of_the_form_and_wrong_questions(lab: Lab, model: str, run: Run) 
                         ({"stage": "forward", "run": 999}, "no run"),
                         ({"stage": "forward", "model": model, "config": {"steps": 0}, "data": {"task": "pirate"}},
                          "steps is 0"),
+                        ({"stage": "forward", "model": model, "data": {"task": "plain"}}, "by the Train button alone"),
                         ({"stage": "forward", "model": model, "data": {}}, "choose a task")):  # fmt: skip
         with pytest.raises(ValueError, match=words):
             walk(lab, {"page": "c", "step": 1, **body})
