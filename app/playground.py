@@ -1,4 +1,4 @@
-"""Play in a notebook: the very module that the page's first tab runs, as an anywidget.
+"""Play in a notebook: the very modules that the page's first tab runs, as an anywidget.
 
 p = Playground("bzero", r=2)
 p                      # plays in the browser, also while the kernel is busy
@@ -36,6 +36,12 @@ WORDS = {"rule": ("r", "root", "one"), "init": ("A", "B", "both", "none"), "opt"
 RANGES: dict[str, tuple[float, float]] = {"r": (1, 16), "rstar": (1, 16), "seed": (0, 99), "alpha": (0.25, 64),
                                           "rate": (0.002, 2), "std": (0.005, 1), "noise": (0.05, 2)}  # fmt: skip
 WHOLE = ("r", "rstar", "seed")
+
+
+def module() -> str:
+    """The toy as one ES module, as a notebook wants it: the arithmetic, then the questions and the picture."""
+    arithmetic, picture = ((STATIC / name).read_text(encoding="utf-8") for name in ("toy.js", "playground.js"))
+    return arithmetic + re.sub(r'^(?:import \{.*\}|export \*) from "\./toy\.js";\n', "", picture, flags=re.M)
 
 
 def scoped_css() -> str:
@@ -80,7 +86,7 @@ class Playground(anywidget.AnyWidget):
     dial or a value that there is not.
     """
 
-    _esm = STATIC / "playground.js"
+    _esm = module()
     _css = scoped_css()
     query = traitlets.Dict().tag(sync=True)
 

@@ -6,7 +6,7 @@
 
 The layer computes `h = W0 x + s·B A x` and should become `(W0 + target) x`. With X = sBA and inputs of covariance C the
 gradient by X is `G = (X − target) C`, so `∂A = s Bᵀ G` and `∂B = s G Aᵀ`. A full fine-tuning of the same matrix runs
-beside it. `app/static/playground.js` computes the same from the same random numbers; a test holds the two together.
+beside it. `app/static/toy.js` computes the same from the same random numbers; a test holds the two together.
 """
 
 from __future__ import annotations

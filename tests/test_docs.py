@@ -16,6 +16,11 @@ def test_the_api_page_is_the_docstrings() -> None:
     assert (ROOT / "docs" / "api.md").read_text(encoding="utf-8") == made, "run `make docs`"
 
 
+def test_the_page_to_play_on_is_the_tab() -> None:
+    made = runpy.run_path(str(ROOT / "scripts" / "play_page.py"))["page"]()
+    assert (ROOT / "docs" / "play.html").read_text(encoding="utf-8") == made, "run `make docs`"
+
+
 def test_every_public_name_is_explained() -> None:
     for name in dir(lc):
         assert (getattr(lc, name).__doc__ or "").strip(), name

@@ -140,8 +140,12 @@ def test_train_widget_says_what_is_wrong() -> None:
 # ---- Play
 
 
-def test_playground_is_the_pages_module_and_knows_its_presets() -> None:
-    assert str(Playground._esm) == MODULE.read_text(encoding="utf-8")
+def test_playground_is_the_pages_modules_and_knows_its_presets() -> None:
+    lines = str(Playground._esm).splitlines()
+    assert not any(line.startswith("import ") for line in lines)  # a notebook is given one module as text
+    theirs = [line for name in ("toy.js", "playground.js")
+              for line in MODULE.with_name(name).read_text(encoding="utf-8").splitlines()]  # fmt: skip
+    assert [line for line in theirs if not line.endswith('from "./toy.js";')] == lines
     script = """
 const {PRESETS} = await import(process.argv[1]);
 console.log(JSON.stringify(PRESETS.map(({id, steps, set}) => [id, steps, set])));"""

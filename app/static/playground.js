@@ -1,191 +1,7 @@
-/* Play: LoRA on one matrix of 16 × 24, trained in the browser while one watches. The first half is the arithmetic, the
- * same as lora_core/toy.py (a test holds the two together); the second half draws it. No library, no request. */
-
-// ---- the arithmetic -------------------------------------------------------------------------------------------------
-export const D = 16, K = 24, SAMPLES = 64;
-export const DEFAULT = {r: 4, alpha: 4, rule: "r", init: "A", std: 0.02, opt: "sgd", rate: 0.05, rstar: 3, spectrum: "halving",
-  top: 4, inputs: "plain", noise: 0.5, seed: 2, eps: 1e-8};
-export const scaleOf = (t) => t.alpha / {r: t.r, root: Math.sqrt(t.r), one: 1}[t.rule];
-
-/* Standard normal numbers: mulberry32 and the cosine of Box and Muller. */
-export function normals(seed, stream, n) {
-  const out = new Float64Array(n);
-  let a = (Math.imul(seed, 0x9E3779B1) + Math.imul(stream, 0x85EBCA77)) | 0;
-  const next = () => {
-    a = (a + 0x6D2B79F5) | 0;
-    let t = Math.imul(a ^ a >>> 15, a | 1);
-    t = (t + Math.imul(t ^ t >>> 7, t | 61)) ^ t;
-    return (((t ^ t >>> 14) >>> 0) + 0.5) / 4294967296;
-  };
-  for (let i = 0; i < n; i++) { const x = next(), y = next(); out[i] = Math.sqrt(-2 * Math.log(x)) * Math.cos(2 * Math.PI * y); }
-  return out;
-}
-function orthonormal(q, n, m) {
-  for (let i = 0; i < n; i++) {
-    for (let again = 0; again < 2; again++) for (let j = 0; j < i; j++) {
-      let dot = 0;
-      for (let k = 0; k < m; k++) dot += q[i * m + k] * q[j * m + k];
-      for (let k = 0; k < m; k++) q[i * m + k] -= dot * q[j * m + k];
-    }
-    let sum = 0;
-    for (let k = 0; k < m; k++) sum += q[i * m + k] ** 2;
-    sum = Math.sqrt(sum);
-    for (let k = 0; k < m; k++) q[i * m + k] /= sum;
-  }
-  return q;
-}
-/* out (n × k) = f · a (n × m) b (m × k); the second form takes a transposed, the third b. */
-function times(a, b, n, m, k, f = 1, out = new Float64Array(n * k)) {
-  out.fill(0);
-  for (let i = 0; i < n; i++) for (let j = 0; j < m; j++) { const x = f * a[i * m + j]; if (x) for (let l = 0; l < k; l++) out[i * k + l] += x * b[j * k + l]; }
-  return out;
-}
-function timesT1(a, b, n, m, k, f, out) {
-  out.fill(0);
-  for (let j = 0; j < m; j++) for (let i = 0; i < n; i++) { const x = f * a[j * n + i]; if (x) for (let l = 0; l < k; l++) out[i * k + l] += x * b[j * k + l]; }
-  return out;
-}
-function timesT2(a, b, n, m, k, f, out) {
-  for (let i = 0; i < n; i++) for (let l = 0; l < k; l++) {
-    let sum = 0;
-    for (let j = 0; j < m; j++) sum += a[i * m + j] * b[l * m + j];
-    out[i * k + l] = f * sum;
-  }
-  return out;
-}
-const square = (x) => { let sum = 0; for (const v of x) sum += v * v; return sum; };
-const less = (a, b) => a.map((v, i) => v - b[i]);
-
-export function problem(toy) {
-  const n = toy.rstar, sigma = Float64Array.from({length: n}, (_, i) => toy.top * {halving: 0.5 ** i, flat: 1, linear: 1 - i / n}[toy.spectrum]);
-  const U = orthonormal(normals(toy.seed, 2, n * D), n, D), V = orthonormal(normals(toy.seed, 3, n * K), n, K);
-  const p = {U, V, sigma, W0: normals(toy.seed, 1, D * K).map((x) => x / Math.sqrt(K)), target: new Float64Array(D * K), C: null, R: null, rest: 0};
-  for (let i = 0; i < n; i++) for (let d = 0; d < D; d++) for (let k = 0; k < K; k++) p.target[d * K + k] += U[i * D + d] * sigma[i] * V[i * K + k];
-  if (toy.inputs === "stretched") {
-    const Q = orthonormal(normals(toy.seed, 6, K * K), K, K), e = Float64Array.from({length: K}, (_, i) => 100 ** (-i / (K - 1)));
-    const sum = e.reduce((x, y) => x + y), left = Q.map((x, i) => x * e[Math.floor(i / K)] * K / sum);
-    p.C = timesT1(left, Q, K, K, K, 1, new Float64Array(K * K));
-  } else if (toy.inputs === "samples") {
-    const x = normals(toy.seed, 6, K * SAMPLES), E = normals(toy.seed, 7, D * SAMPLES).map((v) => v * toy.noise);
-    p.C = timesT2(x, x, K, SAMPLES, K, 1 / SAMPLES, new Float64Array(K * K));
-    p.R = timesT2(E, x, D, SAMPLES, K, 1 / SAMPLES, new Float64Array(D * K));
-    p.rest = square(E) / SAMPLES;
-  }
-  const EC = new Float64Array(D * K);
-  p.error = (X) => {
-    const E = less(X, p.target), G = p.C ? times(E, p.C, D, K, K, 1, EC) : E;
-    let a = 0, b = 0;
-    for (let i = 0; i < E.length; i++) { a += G[i] * E[i]; if (p.R) b += E[i] * p.R[i]; }
-    return a - 2 * b + p.rest;
-  };
-  p.gradient = (X, out = new Float64Array(D * K)) => {
-    const E = less(X, p.target);
-    if (p.C) times(E, p.C, D, K, K, 1, out); else out.set(E);
-    if (p.R) for (let i = 0; i < out.length; i++) out[i] -= p.R[i];
-    return out;
-  };
-  return p;
-}
-
-/* Every step of a training, the start included. what.full: with full fine-tuning beside it; what.keep: with the matrices. */
-export function train(toy, steps, {full = true, keep = true, p = problem(toy)} = {}) {
-  const s = scaleOf(toy), r = toy.r, on = (name) => toy.init === name || toy.init === "both";
-  const A = normals(toy.seed, 4, r * K).map((x) => on("A") ? toy.std * x : 0), start = normals(toy.seed, 5, r * D);
-  const B = new Float64Array(D * r).map((_, i) => on("B") ? toy.std * start[(i % r) * D + Math.floor(i / r)] : 0), F = new Float64Array(D * K);
-  const film = {toy, problem: p, A: [], B: [], F: [], loss: [], held: [], full: [], fullHeld: [], diverged: false};
-  const zero = p.error(F), size = square(p.target), all = full ? [A, B, F] : [A, B];
-  const grads = all.map((w) => new Float64Array(w.length)), moments = all.map((w) => [new Float64Array(w.length), new Float64Array(w.length)]);
-  const X = new Float64Array(D * K), G = new Float64Array(D * K);
-  let p1 = 1, p2 = 1;
-  for (let t = 0; ; t++) {
-    times(B, A, D, r, K, 1, X);
-    for (let i = 0; i < X.length; i++) X[i] *= s;
-    if (keep) { film.A.push(A.slice()); film.B.push(B.slice()); if (full) film.F.push(F.slice()); }
-    film.loss.push(p.error(X) / zero);
-    if (p.R) film.held.push(square(less(X, p.target)) / size);
-    if (full) { film.full.push(p.error(F) / zero); if (p.R) film.fullHeld.push(square(less(F, p.target)) / size); }
-    film.diverged = !(film.loss[t] < 1e4);
-    if (t === steps || film.diverged) break;
-    p.gradient(X, G);
-    timesT1(B, G, r, D, K, s, grads[0]);
-    timesT2(G, A, D, K, r, s, grads[1]);
-    if (full) p.gradient(F, grads[2]);
-    p1 *= 0.9; p2 *= 0.999;
-    all.forEach((w, j) => {
-      const g = grads[j], [m, v] = moments[j];
-      for (let i = 0; i < w.length; i++) {
-        let move = g[i];
-        if (toy.opt === "adam") {
-          m[i] = 0.9 * m[i] + 0.1 * move;
-          v[i] = 0.999 * v[i] + 0.001 * (move * move);
-          const below = Math.sqrt(v[i] / (1 - p2)) + toy.eps;
-          move = below > 0 ? m[i] / (1 - p1) / below : 0;
-        }
-        w[i] -= toy.rate * move;
-      }
-    });
-  }
-  return film;
-}
-export function productOf(film, t) {
-  const s = scaleOf(film.toy), X = times(film.B[t], film.A[t], D, film.toy.r, K);
-  return X.map((x) => x * s);
-}
-/* Singular values and vectors by Jacobi's rotations of the rows: X = U diag(sigma) V, largest first. */
-export function svd(X, n = D, m = K) {
-  const a = X.slice(), u = new Float64Array(n * n);
-  for (let i = 0; i < n; i++) u[i * n + i] = 1;
-  for (let sweep = 0, worst = 1; sweep < 40 && worst > 1e-15; sweep++) {
-    worst = 0;
-    for (let i = 0; i < n - 1; i++) for (let j = i + 1; j < n; j++) {
-      let x = 0, y = 0, z = 0;
-      for (let k = 0; k < m; k++) { const p = a[i * m + k], q = a[j * m + k]; x += p * p; y += q * q; z += p * q; }
-      if (Math.abs(z) < 1e-300 || x * y === 0) continue;
-      const off = Math.abs(z) / Math.sqrt(x * y);
-      if (off < 1e-15) continue;
-      worst = Math.max(worst, off);
-      const w = (y - x) / (2 * z), t = (w < 0 ? -1 : 1) / (Math.abs(w) + Math.sqrt(1 + w * w)), c = 1 / Math.sqrt(1 + t * t), s = c * t;
-      for (let k = 0; k < m; k++) { const p = a[i * m + k], q = a[j * m + k]; a[i * m + k] = c * p - s * q; a[j * m + k] = s * p + c * q; }
-      for (let k = 0; k < n; k++) { const p = u[k * n + i], q = u[k * n + j]; u[k * n + i] = c * p - s * q; u[k * n + j] = s * p + c * q; }
-    }
-  }
-  const norms = Float64Array.from({length: n}, (_, i) => Math.sqrt(square(a.subarray(i * m, i * m + m))));
-  const order = [...norms.keys()].sort((i, j) => norms[j] - norms[i]);
-  return {sigma: order.map((i) => norms[i]), rows: order.map((i) => a.slice(i * m, i * m + m)), columns: order.map((i) => Float64Array.from({length: n}, (_, k) => u[k * n + i]))};
-}
-export function cut(X, r) {
-  const {rows, columns} = svd(X), out = new Float64Array(D * K);
-  for (let i = 0; i < r; i++) for (let d = 0; d < D; d++) for (let k = 0; k < K; k++) out[d * K + k] += columns[i][d] * rows[i][k];
-  return out;
-}
-export function sharesOf(p, X) {
-  return Array.from(p.sigma, (sigma, i) => {
-    let sum = 0;
-    for (let d = 0; d < D; d++) for (let k = 0; k < K; k++) sum += p.U[i * D + d] * X[d * K + k] * p.V[i * K + k];
-    return sum / sigma;
-  });
-}
-const word = new Float32Array(1), bits = new Uint32Array(word.buffer);
-const rounded = {fp32: Math.fround, bf16(x) { word[0] = x; bits[0] = (bits[0] + ((bits[0] >>> 16 & 1) + 0x7FFF)) & 0xFFFF0000; return word[0]; }};
-/* W after each time of adding an adapter's update to W0 and taking it away again. */
-export function swaps(toy, count, {dtype = "bf16", fresh = true, copy = false} = {}) {
-  const p = problem(toy), round = rounded[dtype], known = new Map();
-  let W = p.W0.map(round);
-  const out = [W];
-  for (let i = 0; i < count; i++) {
-    const n = fresh ? i : i % 2;
-    if (!known.has(n)) {
-      if (fresh) known.clear();
-      const U = orthonormal(normals(toy.seed, 100 + 2 * n, toy.rstar * D), toy.rstar, D), V = orthonormal(normals(toy.seed, 101 + 2 * n, toy.rstar * K), toy.rstar, K);
-      for (let j = 0; j < U.length; j++) U[j] *= p.sigma[Math.floor(j / D)];
-      known.set(n, timesT1(U, V, D, toy.rstar, K, 1, new Float64Array(D * K)).map(round));
-    }
-    const delta = known.get(n);
-    if (!copy) W = W.map((w, j) => round(round(w + delta[j]) - delta[j]));
-    out.push(W);
-  }
-  return out;
-}
+/* Play: LoRA on one matrix of 16 × 24, trained in the browser while one watches: the questions and the picture. The
+ * arithmetic is in toy.js. No library, no request; the notebook's widget and docs/play.html have both as one module. */
+import {D, K, DEFAULT, VALLEYS, VALLEY_RANKS, VALLEY_RATES, VALLEY_RULES, bestRate, cut, less, problem, productOf, scaleOf, sharesOf, square, svd, swaps, timesT1, timesT2, train} from "./toy.js";
+export * from "./toy.js";
 
 // ---- the eight presets ------------------------------------------------------------------------------------------------
 const num = (x, d = 3) => {
@@ -226,7 +42,7 @@ export const PRESETS = [
     say: ({film, t, more, valley}) => {
       const other = more[0]?.film.loss, gap = other ? Math.max(...film.loss.slice(0, t + 1).map((l, i) => Math.abs(l - (other[i] ?? 9e9)))) : null;
       const adam = film.toy.opt === "adam";
-      const moved = valley ? ` From r = 1 to 16 your best rate moved ×${num(valley.root, 2)} with α/√r, ×${num(valley.r, 2)} with α/r, ×${num(valley.one, 2)} with α alone.` : "";
+      const x = valley?.moved, moved = x ? ` From r = 1 to 16 your best rate moved ×${num(x.root, 2)} with α/√r, ×${num(x.r, 2)} with α/r, ×${num(x.one, 2)} with α alone.` : "";
       return (gap == null ? "" : gap === 0 ? `Over ${t} steps the two losses differ by exactly 0: ${adam ? "Adam cannot tell s from its rate" : "nothing has moved apart yet"}.` : `Over ${t} steps the two losses part by up to ${num(gap)}: ${adam ? "the start is another" : "for SGD, s counts twice"}.`) + moved;
     }},
   {id: "lowrank", chip: "What can't low rank do?", steps: 120, tease: 8, set: {alpha: null, r: 2, rstar: 8, spectrum: "flat"},
@@ -282,7 +98,7 @@ const DIALS = {   // name: [label, kind, choices or [from, to], what it is]
   prec: ["numbers in", "pick", {bf16: "bf16", fp32: "fp32", copy: "a kept copy"}, "how W0 is stored while adapters come and go"],
   tasks: ["adapters", "pick", {fresh: "ever new", two: "the same two"}, "which adapters are added and taken away"],
 };
-const MAIN = ["r", "alpha", "rule", "init", "rate"];
+const MAIN = ["r", "alpha", "rule", "init", "rate"], PHONE = ["r", "rate"];   // in sight; the others are in the sheet
 
 /* A preset and what differs from it, out of an address; whatever is not understood is left out. */
 export function read(query) {
@@ -296,10 +112,10 @@ export function read(query) {
     if (Number.isFinite(x)) set[name] = Math.min(range[1], Math.max(range[0], kind === "int" ? Math.round(x) : x));
   }
   const t = query.get("t"), hide = (query.get("hide") ?? "").split(",").filter((n) => n in DIALS);
-  return {preset: i, set, t: t != null && /^\d+$/.test(t) ? Math.min(PRESETS[i].steps, Number(t)) : null, hide};
+  return {preset: i, set, t: t != null && /^\d+$/.test(t) ? Math.min(PRESETS[i].steps, Number(t)) : null, hide, thirty: query.get("seeds") === "30"};
 }
-export function write({preset, set, t, hide}) {
-  const p = PRESETS[preset], plain = {...DEFAULT, ...p.set}, out = {p: p.id, t: t ?? null, hide: hide?.length ? hide.join(",") : null};
+export function write({preset, set, t, hide, thirty}) {
+  const p = PRESETS[preset], plain = {...DEFAULT, ...p.set}, out = {p: p.id, t: t ?? null, hide: hide?.length ? hide.join(",") : null, seeds: thirty ? "30" : null};
   for (const name of Object.keys(DIALS)) out[name] = set[name] === plain[name] || !(name in plain) ? null : set[name] === null ? "r" : String(set[name]);
   return out;
 }
@@ -342,20 +158,34 @@ function cells(c, box, values, rows, columns, most, colours) {
     c.fillRect(box.x + j * box.w, box.y + i * box.v, box.w - gap, box.v - gap);
   }
 }
-function frame(c, box, rows, columns, colour, width = 2) {
-  c.strokeStyle = colour; c.lineWidth = width;
-  c.strokeRect(box.x - 2.5, box.y - 2.5, columns * box.w + 4, rows * box.v + 4);
-}
+function frame(c, box, rows, columns, colour, width = 2) { c.strokeStyle = colour; c.lineWidth = width; c.strokeRect(box.x - 2.5, box.y - 2.5, columns * box.w + 4, rows * box.v + 4); }
 function text(c, words, x, y, colour, align = "left", weight = 400, size = 14) {
   c.font = `${weight} ${size}px ${c.family}`; c.fillStyle = colour; c.textAlign = align;
   if (c.halo) { c.strokeStyle = c.halo; c.lineWidth = 4; c.lineJoin = "round"; c.strokeText(words, x, y); }
   c.fillText(words, x, y);
 }
 
+function file(name, blob) {
+  const a = h("a", {href: URL.createObjectURL(blob), download: name});
+  a.click();
+  setTimeout(() => URL.revokeObjectURL(a.href), 1000);
+}
+/* A canvas to take along: its picture, and its numbers as rows. */
+function saving(what, canvas, name, rows, back) {
+  const item = (words, act) => h("button", {type: "button", class: "ll-button small", onclick: act}, words);
+  const png = () => {
+    const out = h("canvas", {width: canvas.width, height: canvas.height}), c = out.getContext("2d");
+    c.fillStyle = back(); c.fillRect(0, 0, out.width, out.height); c.drawImage(canvas, 0, 0);
+    out.toBlob((blob) => file(`${name()}.png`, blob));
+  };
+  return h("details", {class: "ll-export pg-save"}, h("summary", {"aria-label": `Save ${what}`, title: `Save ${what}`}, "⋯"), h("div", {class: "ll-export-items"},
+    item("PNG", png), item("CSV", () => file(`${name()}.csv`, new Blob([`${rows().map((line) => line.join(",")).join("\n")}\n`], {type: "text/csv"})))));
+}
+
 /* Builds the tab in root. host: query() the address' parameters, address(change), next() what follows the last preset. */
 export function playground(root, host = {}) {
-  const still = matchMedia("(prefers-reduced-motion: reduce)");
-  let {preset, set, t: asked, hide} = read(host.query?.() ?? new URLSearchParams());
+  const still = matchMedia("(prefers-reduced-motion: reduce)"), narrow = matchMedia("(max-width: 900px)");
+  let {preset, set, t: asked, hide, thirty: many} = read(host.query?.() ?? new URLSearchParams());
   let film, more = [], cuts = null, wear = null, valley = null, seeds = null, X = null, values = null, t = 0, end = 0, seen = 0;
   let guess = null, locked = asked != null, playing = false, slow = false, last = 0, cell = null, work = 0, colours, drawn = -1;
 
@@ -392,8 +222,8 @@ export function playground(root, host = {}) {
     h("nav", {class: "pg-chips", "aria-label": "Eight questions"}, part.chips),
     h("div", {class: "pg-ask", role: "group", "aria-labelledby": "pg-q"}, part.q, h("div", {class: "pg-answers"}, part.answers), part.go, part.skip),
     h("div", {class: "pg-stage"},
-      h("div", {class: "ll-card pg-card"}, h("div", {class: "pg-top"}, part.formula, part.store), h("div", {class: "pg-canvas"}, part.left), part.cell),
-      h("div", {class: "ll-card pg-card"}, h("div", {class: "pg-canvas"}, part.right), part.live)),
+      h("div", {class: "ll-card pg-card"}, h("div", {class: "pg-top"}, part.formula, part.store), h("div", {class: "pg-canvas"}, part.left), part.cell, saving("the matrices", part.left, () => `toy-${PRESETS[preset].id}-matrices-${Math.round(t)}`, matrixRows, () => colours.card)),
+      h("div", {class: "ll-card pg-card"}, h("div", {class: "pg-canvas"}, part.right), part.live, saving("the curves", part.right, () => `toy-${PRESETS[preset].id}-curves`, curveRows, () => colours.card))),
     part.say,
     h("div", {class: "pg-controls"}, part.dials, popMore),
     h("div", {class: "pg-time"}, h("div", {class: "pg-bar"}, part.back, part.step, part.slow, part.play, part.rewind, part.scrub, part.at),
@@ -415,15 +245,14 @@ export function playground(root, host = {}) {
     const tie = name === "alpha" ? button("= r", () => turn("alpha", set.alpha === null ? set.r : null), "pg-tie", {"aria-label": "α follows r", title: "α follows r, so s stays the same"}) : null;
     const box = h("div", {class: `pg-dial pg-${kind}`, title: about}, h("label", {for: id}, label), input, kind === "pick" ? null : said, tie);
     dials[name] = {box, input, said, kind, tie};
-    (MAIN.includes(name) ? part.dials : part.more).append(box);
   }
   function showDials() {
-    const swap = PRESETS[preset].id === "swap";
+    const swap = PRESETS[preset].id === "swap", main = ["prec", "tasks", ...narrow.matches ? PHONE : MAIN], place = (name) => main.includes(name) ? part.dials : part.more;
+    if (Object.entries(dials).some(([name, d]) => d.box.parentNode !== place(name))) for (const [name, d] of Object.entries(dials)) place(name).append(d.box);
     for (const [name, d] of Object.entries(dials)) {
       const value = name === "alpha" ? set.alpha ?? set.r : set[name];
       d.box.hidden = hide.includes(name) || !(name in set) || (name === "noise" && set.inputs !== "samples") || (swap && !["prec", "tasks", "seed", "rstar", "spectrum"].includes(name));
       if (value === undefined) continue;
-      (["prec", "tasks"].includes(name) ? part.dials : MAIN.includes(name) ? part.dials : part.more).append(d.box);
       d.input.value = d.kind === "log2" ? Math.log2(value) : value;
       d.said.textContent = num(value);
       if (d.kind !== "pick") d.input.setAttribute("aria-valuetext", num(value));
@@ -444,13 +273,16 @@ export function playground(root, host = {}) {
   }
 
   // ---- films
+  function worn(toy) {
+    const W = swaps(toy, PRESETS[preset].steps, {dtype: set.prec === "fp32" ? "fp32" : "bf16", fresh: set.tasks === "fresh", copy: set.prec === "copy"}), size = Math.sqrt(square(W[0]));
+    return {W, changed: W.map((w) => w.reduce((n, v, i) => n + (v !== W[0][i]), 0)), error: W.map((w) => Math.sqrt(square(less(w, W[0]))) / size)};
+  }
   function rebuild() {
     const p = PRESETS[preset], toy = toyOf(set), mine = ++work;
     [more, cuts, wear, valley, seeds, drawn] = [[], null, null, null, null, -1];
     part.seeds.setAttribute("aria-pressed", "false");
     if (p.id === "swap") {
-      const W = swaps(toy, p.steps, {dtype: set.prec === "fp32" ? "fp32" : "bf16", fresh: set.tasks === "fresh", copy: set.prec === "copy"}), size = Math.sqrt(square(W[0]));
-      wear = {W, changed: W.map((w) => w.reduce((n, v, i) => n + (v !== W[0][i]), 0)), error: W.map((w) => Math.sqrt(square(less(w, W[0]))) / size)};
+      wear = worn(toy);
       film = {toy, problem: problem(toy), loss: wear.error, full: [], held: [], fullHeld: []};
       end = p.steps;
     } else {
@@ -463,11 +295,9 @@ export function playground(root, host = {}) {
     if (p.cut) jobs.push(() => { cuts = Array.from({length: 41}, (_, i) => { const at = Math.round(i * end / 40); return [at, film.problem.error(cut(productOf(film, at), to)) / film.problem.error(new Float64Array(D * K))]; }); });
     if (p.id === "scale") {
       const best = {};
-      for (const [rule, alpha] of [["r", 4], ["root", 2], ["one", 1]]) for (const r of [1, 2, 4, 8, 16]) jobs.push(() => {
-        const base = {...toy, rule, alpha, r, init: "A", rstar: 1, top: 0.25, std: 0.2, inputs: "plain"}, p0 = problem(base);
-        const rates = Array.from({length: 23}, (_, i) => 2 ** (i / 2 - 9)), losses = rates.map((rate) => train({...base, rate}, 30, {full: false, keep: false, p: p0}).loss[30] ?? 1e9);
-        (best[rule] ??= []).push({r, rates, losses, best: rates[losses.indexOf(Math.min(...losses))]});
-        if (best.one?.length === 5) { const width = (l) => Math.max(...l.map((x) => x.best)) / Math.min(...l.map((x) => x.best)); valley = {r: width(best.r), root: width(best.root), one: width(best.one), best}; }
+      for (const [rule, alpha] of VALLEY_RULES) for (const r of VALLEY_RANKS) jobs.push(() => {
+        (best[rule] ??= []).push(VALLEY_RATES[bestRate(toy, rule, alpha, r)]);
+        if (best.one?.length === VALLEY_RANKS.length) valley = {best, moved: Object.fromEntries(VALLEY_RULES.map(([n]) => [n, Math.max(...best[n]) / Math.min(...best[n])]))};
       });
     }
     run(jobs, mine);
@@ -483,14 +313,16 @@ export function playground(root, host = {}) {
     root.dataset.ready = String(!jobs.length);
     if (jobs.length) setTimeout(next, 30);
   }
-  function thirty() {
-    if (seeds || PRESETS[preset].id === "swap") { seeds = null; part.seeds.setAttribute("aria-pressed", "false"); drawn = -1; draw(); return; }
+  function thirty(move = true) {
+    if (seeds) { seeds = null; part.seeds.setAttribute("aria-pressed", "false"); drawn = -1; draw(); tell(); return; }
     seeds = [];
     locked = true; showAsk();
     part.seeds.setAttribute("aria-pressed", "true");
     const toy = toyOf(set);
-    run(Array.from({length: 30}, (_, i) => () => { const f = train({...toy, seed: i}, PRESETS[preset].steps, {full: false, keep: false}); seeds?.push(f.held.length ? f.held : f.loss); }), work);
-    seek(end);
+    const one = (seed) => { if (wear) return worn({...toy, seed}).error; const f = train({...toy, seed}, PRESETS[preset].steps, {full: false, keep: false}); return f.held.length ? f.held : f.loss; };
+    run(Array.from({length: 30}, (_, i) => () => seeds?.push(one(i))), work);
+    if (move && seen < end) return seek(end);
+    seen = end; tell();
   }
 
   // ---- predict, lock, reveal
@@ -527,7 +359,6 @@ export function playground(root, host = {}) {
     part.go.classList.toggle("go", !locked ? guess !== null : done);
     part.go.disabled = !locked && guess === null;
     part.skip.hidden = locked;
-    part.seeds.hidden = p.id === "swap";
     const row = part.chips[0].parentElement, chip = part.chips[preset];
     if (row.scrollWidth > row.clientWidth) row.scrollLeft = chip.offsetLeft - row.offsetLeft - 40;
   }
@@ -563,11 +394,22 @@ export function playground(root, host = {}) {
     part.say.setAttribute("aria-live", playing ? "off" : "polite");
   }
   const moved = () => locked || preset > 0;
-  function tell() { if (moved()) host.address?.(write({preset, set, t: locked ? Math.round(t) : null, hide})); }
+  function tell() { if (moved()) host.address?.(write({preset, set, t: locked ? Math.round(t) : null, hide, thirty: Boolean(seeds)})); }
   async function copyLink() {
     tell();
     try { await navigator.clipboard.writeText(location.href); part.link.textContent = "link copied"; } catch { part.link.textContent = "the address is the link"; }
     setTimeout(() => { part.link.textContent = "link"; }, 2500);
+  }
+
+  // ---- the numbers of both pictures
+  function matrixRows() {
+    const p = film.problem, all = wear ? [["W", wear.W[Math.round(t)], D, K], ["W0", wear.W[0], D, K]] : [["W0", p.W0, D, K], ["B", values.B, D, film.toy.r], ["A", values.A, film.toy.r, K], ["s*BA", X, D, K], ["target", p.target, D, K]];
+    return [["matrix", "row", "column", "value"], ...all.flatMap(([name, x, n, m]) => Array.from({length: n * m}, (_, i) => [name, Math.floor(i / m) + 1, i % m + 1, x[i]]))];
+  }
+  function curveRows() {
+    const all = wear ? [["changed numbers", wear.changed], ["relative error", wear.error]] : [["loss", film.loss], ["full fine-tuning", film.full], ...film.held.length ? [["loss on new inputs", film.held], ["full on new inputs", film.fullHeld]] : [], ...more.map((o) => [o.label, o.film.loss])];
+    all.push(...(seeds ?? []).map((l, i) => [`seed ${i}`, l]));
+    return [[wear ? "swap" : "step", ...all.map(([name]) => name)], ...Array.from({length: end + 1}, (_, i) => [i, ...all.map(([, l]) => l[i] ?? "")])];
   }
 
   // ---- drawing
@@ -601,7 +443,7 @@ export function playground(root, host = {}) {
       words = `It does not settle: the rate ${num(toy.rate)} is ${num(toy.rate / limit, 2)} times 1/(s·σ₁) = ${num(limit)}, so it jumps over the target again and again.`;
     }
     if (!locked && step >= p.tease) words = "A toy, training in this browser. What comes next? Guess above, lock it, and watch.";
-    if (seeds?.length === 30) { const ends = seeds.map((l) => l.at(-1)).sort((a, b) => a - b); words += ` Over 30 seeds the loss ends between ${num(ends[0])} and ${num(ends[29])}, in the middle ${num(ends[15])}.`; }
+    if (seeds?.length === 30) { const ends = seeds.map((l) => l.at(-1)).sort((a, b) => a - b); const of = (x) => wear ? `${num(100 * x, 2)} %` : num(x); words += ` Over 30 seeds ${wear ? "that" : "the loss"} ends between ${of(ends[0])} and ${of(ends[29])}, in the middle ${of(ends[15])}.`; }
     if (part.say.textContent !== words) part.say.textContent = words;
     if (wear) part.live.textContent = `${wear.changed[step]} of 384 numbers changed · ‖W − W0‖ / ‖W0‖ = ${num(wear.error[step])}`;
     else {
@@ -709,14 +551,15 @@ export function playground(root, host = {}) {
   }
   /* The best rate for each rank, under the three rules: what should lie level. */
   function drawValley(c, width, tall) {
-    text(c, "best rate for r = 1, 2, 4, 8, 16 (this seed)", 0, 13, colours.ink, "left", 600);
-    const all = Object.values(valley.best).flat().map((b) => b.best), low = Math.min(...all) / 1.5, high = Math.max(...all) * 1.5, left = 34, right = width - 70;
+    text(c, "best rate for r = 1, 2, 4, 8, 16", 0, 13, colours.ink, "left", 600); text(c, "band: 20 seeds", 234, 13, colours.muted);
+    const many = VALLEYS[set.opt], left = 34, right = width - 70, all = [...Object.values(valley.best).flat(), ...Object.values(many).flat(2).map((i) => VALLEY_RATES[i])], low = Math.min(...all) / 1.3, high = Math.max(...all) * 1.3;
     const x = (i) => left + (right - left) * i / 4, y = (v) => tall - 14 - (tall - 42) * Math.log(v / low) / Math.log(high / low);
     const ends = Object.entries({one: ["α", colours.A], r: ["α/r", colours.warmText], root: ["α/√r", colours.B]}).map(([rule, [label, colour]]) => {
-      c.strokeStyle = c.fillStyle = colour; c.lineWidth = 2; c.beginPath();
-      valley.best[rule].forEach((b, i) => i ? c.lineTo(x(i), y(b.best)) : c.moveTo(x(i), y(b.best))); c.stroke();
-      valley.best[rule].forEach((b, i) => { c.beginPath(); c.arc(x(i), y(b.best), 3, 0, 7); c.fill(); });
-      return [label, y(valley.best[rule][4].best) + 5, colour];
+      c.strokeStyle = c.fillStyle = colour; c.lineWidth = 2; c.globalAlpha = 0.16; c.beginPath();
+      many[rule].forEach((b, i) => c.lineTo(x(i), y(VALLEY_RATES[b[0]]))); [...many[rule].entries()].reverse().forEach(([i, b]) => c.lineTo(x(i), y(VALLEY_RATES[b[2]]))); c.fill();
+      c.globalAlpha = 1; c.beginPath(); valley.best[rule].forEach((b, i) => c.lineTo(x(i), y(b))); c.stroke();
+      valley.best[rule].forEach((b, i) => { c.beginPath(); c.arc(x(i), y(b), 3, 0, 7); c.fill(); });
+      return [label, y(valley.best[rule][4]) + 5, colour];
     });
     ends.sort((a, b) => a[1] - b[1]).forEach((l, i) => { if (i && l[1] < ends[i - 1][1] + 15) l[1] = ends[i - 1][1] + 15; text(c, l[0], right + 10, l[1], l[2], "left", 600); });
   }
@@ -747,9 +590,11 @@ export function playground(root, host = {}) {
   new ResizeObserver(fresh).observe(root);
   new MutationObserver(fresh).observe(document.body, {attributes: true, attributeFilter: ["class"]});
   still.addEventListener?.("change", showPlay);
+  narrow.addEventListener?.("change", showDials);
 
   rebuild();
   if (locked) { t = seen = Math.min(asked, end); }
+  if (locked && many) thirty(false);
   showAsk(); showDials(); showPlay(); draw();
   return {
     begin() { if (!locked && t === 0 && !still.matches && !playing) start(false); },

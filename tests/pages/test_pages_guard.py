@@ -122,8 +122,7 @@ def test_modules_import_only_files_that_are_served() -> None:
             wanted = re.findall(r'^(?:import|export) (?:.*from )?"\./([\w.]+)"', text, re.M)
             assert all(w in assets.files for w in wanted), name
             assert "innerHTML" not in text and "http://" not in text.replace("http://www.w3.org", "")
-            whole = name == "playground.js"  # one file, because the notebook's widget is given one module as text
-            assert len(text.splitlines()) < (800 if whole else 350), name
+            assert len(text.splitlines()) < (700 if name == "playground.js" else 350), name
 
 
 # ---- uploads
