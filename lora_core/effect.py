@@ -145,7 +145,7 @@ class Effect:
         n += f" in {took}" if took else ""
         r = self.ratio
         if r is None:
-            size = f"‖ΔW‖ is {self.delta:.2g}"
+            size = f"‖ΔW‖ is {self.delta:.2g}" if self.delta or not self.hit else "every W0 is as it was"
         elif r < 2:
             size = f"‖ΔW‖ is {percent(r)} of ‖W0‖"
         else:

@@ -57,6 +57,11 @@ def test_what_is_not_finite_survives_json() -> None:
     assert "‖ΔW‖ is no finite number" in kept.sentence() and "It diverged" in kept.sentence()
 
 
+def test_what_stands_beside_the_matrices_changes_none_of_them() -> None:
+    beside = replace(SEEN, delta=0.0, W0=0.0)  # a prefix, or adapter layers
+    assert "to 0.63: every W0 is as it was, and 61 % of 1,234 held-out tokens have another" in beside.sentence()
+
+
 def test_what_is_visible() -> None:
     assert replace(STILL, changed=0.01).visible and replace(STILL, loss_after=2.92).visible
     assert not replace(STILL, changed=0.0099, loss_after=2.94).visible
