@@ -1,10 +1,11 @@
-/* Train: the loss as it falls, what is going on in words, the past runs, and where the update grows. */
-import {Away, Refused, address, asked, emit, fmt, get, h, layersOf, on, post, show, state} from "./core.js";
+/* Train: the loss as it falls, what is going on in words, and where the update grows. */
+import {Away, Refused, address, asked, fmt, h, layersOf, on, post, show, state} from "./core.js";
 import {cellmap} from "./cellmap.js";
 import {live} from "./live.js";
 import {differs, pareto} from "./pareto.js";
 import {draw, drawn, exports, mapFigure, mapRows} from "./plot.js";
-import {behind, openRun, overlay, poll} from "./run.js";
+import {past} from "./past.js";
+import {openRun, poll} from "./run.js";
 import {settings} from "./settings.js";
 import {walk} from "./walk.js";
 
@@ -18,7 +19,7 @@ export function train(root, {value}) {
   const num = (label) => { const b = h("span", {class: "tr-n"}), t = h("span", {class: "ll-muted"}, label); return {b, t, box: h("div", {class: "tr-num"}, b, t)}; };
   const nStep = num("step"), nLeft = num("left"), nTok = num("tokens/s");
   const beside = h("p", {class: "ll-note tr-beside"}), grown = h("p", {class: "ll-note tr-grown"});
-  const past = h("div", {class: "tr-past"}), stripBox = h("div", {class: "tr-strip"}), legend = h("p", {class: "ll-note"});
+  const runs = past(), stripBox = h("div", {class: "tr-strip"}), legend = h("p", {class: "ll-note"});
   const note = h("p", {class: "ll-note"}, "small: each step; line: smoothed; large: held out"), table = h("div"), size = pareto((id) => openRun(id, {refill: true, push: true}));
   const which = h("div", {class: "ll-tabs", role: "group", "aria-label": "What the loss is drawn against"}, [["step", "by step"], ["size", "by size"]].map(([id, text]) => h("button", {type: "button", "data-by": id, onclick: () => against(id)}, text)));
   function against(id) {
@@ -35,7 +36,7 @@ export function train(root, {value}) {
       note, size.node),
     live(),
     h("section", {class: "ll-card tr-side", style: {"--span": 3}}, status, h("div", {class: "tr-acts"}, resume, next), h("div", {class: "tr-nums"}, nStep.box, nLeft.box, nTok.box), beside,
-      h("h2", {class: "ll-h tr-h"}, "Runs"), past),
+      runs.nodes),
     h("section", {class: "ll-card tr-grows", style: {"--span": 12}}, h("div", {}, h("div", {class: "ll-head"}, h("h2", {class: "ll-h"}, "Where the update grows"), grown, legend,
       exports("the map", {name: () => `update-run${state.run}`, figure: () => mapFigure(state.view?.warm?.values, "‖ΔW‖", state.view?.figure?.layout.template), rows: () => mapRows(state.view?.warm?.values)})), stripBox), table)));
   against(asked("by") === "size" ? "size" : "step");
@@ -48,7 +49,7 @@ export function train(root, {value}) {
       const {facts, spec, config, data} = state;
       const {run} = await post("train", {model: facts?.name, spec, config, data});
       await openRun(run, {push: true});
-      list();
+      runs.load();
     } catch (error) { refused(error); } finally { ready(); }
   }
   async function act(what) {
@@ -101,7 +102,7 @@ export function train(root, {value}) {
     table.replaceChildren(...differs(v.differs));
     say.textContent = v.sentence || (v.live && v.step ? "" : v.live ? "The base model is scored on held-out rows first; then the curve begins." : "");
     warm(v);
-    marks();
+    runs.marks();
   });
   /* Nothing open: what will be here. */
   function before() {
@@ -113,7 +114,7 @@ export function train(root, {value}) {
     legend.textContent = "";
     grown.textContent = "Cells warm up as ‖ΔW‖ grows.";
   }
-  on("ended run", () => list());
+  on("ended run", () => runs.load());
   on("spec facts", () => { if (!state.view) before(); });
 
   function build(targets, layers, key) {
@@ -137,7 +138,7 @@ export function train(root, {value}) {
       build(v.spec.targets, layers, "run");
       strip.paint(Object.fromEntries(v.spec.targets.map((t) => [t, Array.from({length: layers}, (_, l) => on.includes(l) ? 0 : null)])), 0, 1, (l, t, x) => x == null ? `layer ${l} ${t} is frozen` : `layer ${l} ${t}: ΔW = 0`);
       legend.textContent = "";
-      grown.textContent = v.warm?.say ?? "";
+      grown.textContent = v.spec.targets.some((t) => t !== "bias") ? v.warm?.say ?? "" : "This run trains without B·A, so no ΔW grows here.";
       return;
     }
     build(names, values[names[0]].length, "run");
@@ -146,37 +147,4 @@ export function train(root, {value}) {
     grown.textContent = v.warm.say;
     legend.replaceChildren("‖ΔW‖", h("span", {class: "ll-ramp"}, "0", h("i"), top.toPrecision(2)));
   }
-
-  /* ---- past runs: open one, or lay it behind */
-  let runs = [];
-  async function list() {
-    try { runs = (await get("runs")).runs; } catch (error) { if (!(error instanceof Away || error instanceof Refused)) throw error; return; }
-    emit("runs", runs);
-    past.replaceChildren(...(runs.length ? runs.map(line) : [h("p", {class: "ll-note"}, "Nothing yet. Train, and each run stays here, for the next time too.")]));
-    marks();
-  }
-  const line = (r) => h("div", {class: "tr-run", "data-run": r.id},
-    h("button", {type: "button", class: "tr-open", title: `Open ${r.name}: ${r.says}, on ${r.data}`, onclick: () => openRun(r.id, {refill: true, push: true})},
-      h("span", {class: "tr-name"}, r.name), spark(r.curve), h("span", {class: "ll-muted"}, r.says), h("span", {class: "tr-loss"}, r.loss?.toFixed(2) ?? "–")),
-    h("button", {type: "button", class: "ll-icon tr-over", "aria-pressed": "false", "aria-label": `Lay ${r.name} behind the open run`, title: "Lay it behind the open run", onclick: () => {
-      const now = behind();
-      overlay(now.includes(r.id) ? now.filter((n) => n !== r.id) : [...now, r.id]);
-      marks();
-    }}, over()));
-  function marks() {
-    past.querySelectorAll(".tr-run").forEach((n) => {
-      const id = Number(n.dataset.run), open = id === state.run;
-      n.classList.toggle("open", open);
-      open ? n.firstChild.setAttribute("aria-current", "true") : n.firstChild.removeAttribute("aria-current");
-      n.lastChild.style.visibility = open ? "hidden" : "";
-      n.lastChild.setAttribute("aria-pressed", !open && behind().includes(id));
-    });
-  }
-  on("start back", list);
-}
-const over = () => h("svg", {viewBox: "0 0 20 14", width: 20, height: 14, "aria-hidden": "true"}, h("path", {d: "M1 3c4 0 5 6 9 7s6 1 9 1"}), h("path", {d: "M1 1c4 0 4 4 9 5s6 1 9 1"}));
-function spark(ys) {
-  const low = Math.min(...ys), high = Math.max(...ys), n = ys.length - 1 || 1;
-  const d = ys.length < 2 ? "" : `M${ys.map((y, i) => `${(62 * i / n + 1).toFixed(1)} ${(20 - 18 * (y - low) / (high - low || 1)).toFixed(1)}`).join("L")}`;
-  return h("svg", {viewBox: "0 0 64 22", class: "tr-spark", "aria-hidden": "true"}, h("path", {d}));
 }
