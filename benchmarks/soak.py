@@ -16,7 +16,7 @@ from benchmarks.kit import RESULTS, child, machine
 # part: (what it does, module, its arguments)
 PARTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "kills": (
-        "kill -9 of servers and workers at random moments, with checkpoints of 2 MB",
+        "kill -9 of servers and workers at random moments, with checkpoints of 12 MB",
         "tests.kills",
         ("queue", "--times", "150", "--seconds", "230"),
     ),

@@ -1,6 +1,6 @@
 """Nothing is lost: `python -m tests.kills PART --times N` kills what works on a store, again and again, and looks.
 
-queue  kill -9 of one of two servers, of the worker, or of both, at random moments; with checkpoints of two megabytes,
+queue  kill -9 of one of two servers, of the worker, or of both, at random moments; with checkpoints of twelve megabytes,
        so that kills fall into writes. What is trained is the stand-in.
 cuts   the power goes between any two operations of the disk, one after the other, in a whole training, in making,
        deleting, importing and cleaning up; with what no fsync has asked for lost or not.
@@ -41,7 +41,7 @@ from app.runs.store import RunStore
 RunQueue(RunStore(sys.argv[1]), command=(sys.executable, "-m", "tests.runs_kit"), tick_s=0.05).boot()
 time.sleep(3600)
 """
-STEPS, SIZE = 40, 2_000_000
+STEPS, SIZE = 40, 12_000_000
 
 
 # ---- kills of servers and workers
@@ -73,7 +73,7 @@ class Killer:
             assert self.now.status == "interrupted" and self.now.error, (self.now.status, self.now.error)
             self.store.enqueue(self.run.id)
         until(lambda: self.now.status == "running" or not self.now.live)
-        time.sleep(self.dice.uniform(0, 0.35))
+        time.sleep(self.dice.uniform(0, 0.8))
         what = self.dice.choices(("worker", "server", "both"), (7, 2, 1))[0]
         worker = self.kill_worker() if what != "server" else None
         if what != "worker":

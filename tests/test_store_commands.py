@@ -102,6 +102,7 @@ def test_the_first_version_is_brought_up_to_date_with_all_its_runs(home: Path) -
     assert [r.id for r in store.waiting()] == [8, 9] and runs[9].position == 2
     assert settle_dead(store) == [] and store.get(7).status == "interrupted"
     assert store.create(request()).id == 13, "numbers are never given twice"
+    assert [r.id for r in store.list(text="smollm r8 first done")] == [1] and len(store.list(model="smollm2-135m")) == 7
     assert [r.id for r in store.list(text="the first")] == [1] and [r.id for r in store.list(text="MY rows.tsv")] == [2]
 
 
@@ -328,11 +329,11 @@ def test_gc_deletes_runs_where_that_is_asked_for_alone(call: Call, store: RunSto
 def many(home: Path) -> RunStore:
     store = RunStore(home)
     rows = []
+    asked = [request(model="a" if i % 2 else "b", spec={"rank": 1 << i % 7}).to_dict() for i in range(14)]
     for i in range(10_000):
-        wanted = request(title=f"number {i}" if i % 100 == 0 else None, model="a" if i % 2 else "b",
-                         spec={"rank": 1 << i % 7})  # fmt: skip
+        wanted = asked[i % 14] | {"title": f"number {i}" if i % 100 == 0 else None}
         status = ("done", "stopped", "failed", "diverged", "interrupted")[i % 5]
-        rows.append((json.dumps(wanted.to_dict()), float(i), status, json.dumps({"train_s": 1.5, "tokens": i})))
+        rows.append((json.dumps(wanted), float(i), status, json.dumps({"train_s": 1.5, "tokens": i})))
     with store.db.transaction():
         for row in rows:
             store.db.execute("INSERT INTO runs (request, created, status, result) VALUES (?, ?, ?, ?)", row)
@@ -340,19 +341,19 @@ def many(home: Path) -> RunStore:
 
 
 def ms(work: Callable[[], Any]) -> float:
-    """The best of three: what the work takes, not what else goes on on the machine."""
+    """Milliseconds of processor, the best of three: what else the machine does is not counted."""
     took = []
     for _ in range(3):
-        at = time.perf_counter()
+        at = time.process_time()
         work()
-        took.append(1000 * (time.perf_counter() - at))
+        took.append(1000 * (time.process_time() - at))
     return min(took)
 
 
 def test_ten_thousand_runs_are_listed_filtered_and_opened_at_once(many: RunStore, call: Call) -> None:
     assert ms(lambda: many.list()) < 300 and ms(lambda: many.get(5000)) < 300
     assert ms(lambda: many.list(status=("failed",), model="a", text="number 42")) < 300
-    assert ms(lambda: call("runs", "list", "--search", "r64", "--json")) < 600  # its imports, and what it prints
+    assert ms(lambda: call("runs", "list", "--search", "r64", "--json")) < 300
     assert many.list(limit=10_000)[0].id == 10_000 and many.count() == 10_000
     found = many.list(text="NUMBER 4200")
     assert [r.id for r in found] == [4201] and found[0].request.title == "number 4200"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.pages.visitor import asking
+from app.runs.rows import Wanted
 from app.runs.run import Run, RunRequest
 from lora_core.errors import UserError
 
@@ -117,10 +118,18 @@ def missing(id: Any) -> UserError:
 
 
 def listed(store: RunStore, limit: int, **more: Any) -> list[Run]:
-    """The newest runs that the visitor may see."""
+    """The newest runs that the visitor may see; more: as for `RunStore.list`."""
+    return [seen(r) for r in store.list(limit, **_whose(), **more)]
+
+
+def count(store: RunStore, **more: Any) -> int:
+    """How many runs there are that the visitor may see; more: as for `Wanted`."""
+    return store.count(Wanted(**_whose(), **more))
+
+
+def _whose() -> dict[str, Any]:
     who = asking.get()
-    whose = {} if who.sees_all else {"owner": who.owner, "shared": True}
-    return [seen(r) for r in store.list(limit, **whose, **more)]
+    return {} if who.sees_all else {"owner": who.owner, "shared": True}
 
 
 def own(run: Run) -> Run:

@@ -56,6 +56,29 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX runs_owner ON runs (owner, id);
     CREATE INDEX runs_shared ON runs (id) WHERE shared;
     """,
+    # 3: what a search looks through: title, model, task or the data file's name, "q v r8"; kept by the database itself.
+    """
+    ALTER TABLE runs ADD COLUMN model TEXT NOT NULL DEFAULT '';
+    ALTER TABLE runs ADD COLUMN words TEXT NOT NULL DEFAULT '';
+    CREATE TRIGGER runs_words AFTER INSERT ON runs BEGIN
+        UPDATE runs SET model = coalesce(request ->> '$.model', ''), words =
+            coalesce(request ->> '$.title', '') || ' ' || coalesce(request ->> '$.model', '') || ' ' ||
+            coalesce(request ->> '$.task', '') || ' ' ||
+            replace(coalesce(request ->> '$.data', ''), rtrim(coalesce(request ->> '$.data', ''),
+                replace(coalesce(request ->> '$.data', ''), '/', '')), '') || ' ' ||
+            replace(replace(replace(coalesce(request -> '$.spec.targets', ''), '","', ' '), '["', ''), '"]', '') ||
+            ' r' || coalesce(request ->> '$.spec.rank', '')
+        WHERE id = NEW.id;
+    END;
+    UPDATE runs SET model = coalesce(request ->> '$.model', ''), words =
+        coalesce(request ->> '$.title', '') || ' ' || coalesce(request ->> '$.model', '') || ' ' ||
+        coalesce(request ->> '$.task', '') || ' ' ||
+        replace(coalesce(request ->> '$.data', ''), rtrim(coalesce(request ->> '$.data', ''),
+            replace(coalesce(request ->> '$.data', ''), '/', '')), '') || ' ' ||
+        replace(replace(replace(coalesce(request -> '$.spec.targets', ''), '","', ' '), '["', ''), '"]', '') ||
+        ' r' || coalesce(request ->> '$.spec.rank', '');
+    CREATE INDEX runs_found ON runs (id, status, model, words, owner, shared);
+    """,
 )
 
 

@@ -19,12 +19,7 @@ NAMES = (
 POSITION = """CASE WHEN status = 'queued' AND queued IS NOT NULL THEN (SELECT count(*) FROM runs q
     WHERE q.status = 'queued' AND (q.queued, q.id) <= (runs.queued, runs.id)) END"""
 COLUMNS = ", ".join(NAMES[:-1]) + f", {POSITION}"
-# What a search looks through: title, model, task or the data file's name, "q v r8", the status, "run 14".
-FILE = "coalesce(request ->> '$.data', '')"
-WORDS = f"""coalesce(request ->> '$.title', '') || ' ' || coalesce(request ->> '$.model', '') || ' ' ||
-    coalesce(request ->> '$.task', '') || ' ' || replace({FILE}, rtrim({FILE}, replace({FILE}, '/', '')), '') || ' ' ||
-    replace(replace(replace(coalesce(request -> '$.spec.targets', ''), '","', ' '), '["', ''), '"]', '') || ' r' ||
-    coalesce(request ->> '$.spec.rank', '') || ' ' || status || ' run ' || id"""
+WORDS = "words || ' ' || status || ' run ' || id"  # what a search looks through; migration 3 says what `words` are
 MOST_LISTED, LONGEST_SEARCH = 10_000, 200
 
 
@@ -60,7 +55,7 @@ class Wanted:
             only.append("(owner = ? OR shared)" if self.shared else "owner = ?")
             values.append(self.owner)
         if self.model is not None:
-            only.append("request ->> '$.model' = ?")
+            only.append("model = ?")
             values.append(self.model)
         for word in plain_text(self.text).split():
             only.append(rf"{WORDS} LIKE ? ESCAPE '\'")

@@ -78,8 +78,7 @@ class RunRequest:
     def stored(cls, d: Mapping[str, Any]) -> RunRequest:
         """A request that was checked when it was written down; listing thousands of runs checks none again."""
         request = object.__new__(cls)
-        for f in fields(cls):
-            object.__setattr__(request, f.name, d.get(f.name))
+        request.__dict__.update(dict.fromkeys(cls.__dataclass_fields__) | dict(d))
         return request
 
     def shareable(self) -> RunRequest:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from app.pages import adapt, compare, spectra, train
+from app.pages import adapt, compare, past, spectra, train
 from app.pages.lab import Lab
 from app.runs.queue import RunQueue
 from app.runs.record import record
@@ -79,7 +79,7 @@ def test_the_first_visit_is_not_empty(first_visit: Lab, run: Run) -> None:
     view = train.view(lab, {"run": "0"})
     assert view["recorded"] and view["status"] == "done" and view["says"].startswith("recorded run")
     assert view["figure"]["data"][0]["x"] and view["warm"]["most"] > 0 and view["sentence"]
-    assert train.runs(lab, {})["runs"][0]["name"] == "recorded"
+    assert past.runs(lab, {})["runs"][0]["name"] == "recorded"
     opened = compare.opened(lab, {"run": "0"})
     assert (
         opened["ready"]
@@ -104,4 +104,4 @@ def test_without_a_recorded_run_the_page_says_what_will_be_here(lab: Lab, tmp_pa
     lab = Lab(store=empty, queue=RunQueue(empty, command=STAND_IN), session=lab.session, uploads=lab.uploads,
                experiments=lab.experiments)  # fmt: skip
     boot = adapt.boot(lab, {})
-    assert boot["run"] is None and not boot["recorded"] and train.runs(lab, {})["runs"] == []
+    assert boot["run"] is None and not boot["recorded"] and past.runs(lab, {})["runs"] == []
