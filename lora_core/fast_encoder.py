@@ -17,26 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora_core.fast import CLOSE, Pick, hooked, others, short_of_even, watched
+from lora_core.fast import CLOSE, hooked, others, watched
+from lora_core.kernels import Pick, Place, short_of_even
 from lora_core.registry import book_of
 
 FAMILIES = ("bert",)
 Reader = Callable[[Tensor, Tensor], Tensor]
 _probed: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-
-
-class Place(torch.autograd.Function):
-    """Rows of x (n, size) to the places `at` of (total, size), zero elsewhere: the transpose of `fast.Pick`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, at: Tensor, total: int) -> Tensor:
-        ctx.save_for_backward(at)
-        return x.new_zeros(total, x.shape[1]).index_copy_(0, at, x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (at,) = ctx.saved_tensors
-        return grads[0].index_select(0, at), None, None
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout: float = 0.0) -> Tensor:

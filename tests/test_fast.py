@@ -18,7 +18,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from zoo import CONFIGS, make
 
 import lora_core as lc
-from lora_core import fast
+from lora_core import fast, kernels
 from lora_core.adapted import few_rows
 from lora_core.layers import few
 from lora_core.objective import Batch, CausalLM
@@ -48,13 +48,13 @@ def agree(quick: Callable[..., Any], plain: Callable[..., Tensor], *args: Any) -
 @given(rows=st.integers(1, 5), size=st.integers(1, 9), seed=st.integers(0, 99), scale=st.floats(1e-3, 1e3))
 def test_norm(rows: int, size: int, seed: int, scale: float) -> None:
     x, w = (draw(rows, size, seed=seed) * scale).requires_grad_(), draw(size, seed=seed + 1)
-    agree(fast.Norm.apply, fast.plain_norm, x, w, 1e-5)
+    agree(kernels.Norm.apply, kernels.plain_norm, x, w, 1e-5)
 
 
 @settings(max_examples=30, deadline=None)
 @given(rows=st.integers(1, 5), size=st.integers(1, 9), seed=st.integers(0, 99))
 def test_swiglu(rows: int, size: int, seed: int) -> None:
-    agree(fast.SwiGLU.apply, fast.plain_swiglu, draw(rows, size, seed=seed).requires_grad_(),
+    agree(kernels.SwiGLU.apply, kernels.plain_swiglu, draw(rows, size, seed=seed).requires_grad_(),
           draw(rows, size, seed=seed + 1).requires_grad_())  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def test_swiglu(rows: int, size: int, seed: int) -> None:
 def test_rotate(tokens: int, heads: int, half: int) -> None:
     angle = draw(tokens, half, seed=1)
     x = draw(tokens, heads, 2 * half).requires_grad_()
-    agree(fast.Rotate.apply, fast.plain_rotate, x, angle.cos(), angle.sin())
+    agree(kernels.Rotate.apply, kernels.plain_rotate, x, angle.cos(), angle.sin())
 
 
 @settings(max_examples=30, deadline=None)
@@ -71,19 +71,19 @@ def test_rotate(tokens: int, heads: int, half: int) -> None:
        at_a_time=st.integers(1, 3))  # fmt: skip
 def test_attention(rows: int, kinds: int, share: int, time: int, at_a_time: int) -> None:
     q, k, v = (draw(rows, n, time, 4, seed=i).requires_grad_() for i, n in enumerate((kinds * share, kinds, kinds)))
-    before, fast.LOGITS = fast.LOGITS, at_a_time * 8 * kinds * share * time**2
+    before, kernels.LOGITS = kernels.LOGITS, at_a_time * 8 * kinds * share * time**2
     try:
-        agree(fast.Attend.apply, fast.plain_attention, q, k, v, 0.3)
+        agree(kernels.Attend.apply, kernels.plain_attention, q, k, v, 0.3)
     finally:
-        fast.LOGITS = before
+        kernels.LOGITS = before
 
 
 @settings(max_examples=30, deadline=None)
 @given(n=st.integers(1, 6), places=st.lists(st.integers(0, 5), min_size=1, max_size=12), seed=st.integers(0, 99))
 def test_spread_and_pick(n: int, places: list[int], seed: int) -> None:
     of = torch.tensor([p % n for p in places])
-    agree(fast.Spread.apply, lambda x, i: x[i], draw(n, 3, seed=seed).requires_grad_(), of)
-    agree(fast.Pick.apply, lambda x, i: x[i], draw(n, 3, seed=seed).requires_grad_(), of.unique())
+    agree(kernels.Spread.apply, lambda x, i: x[i], draw(n, 3, seed=seed).requires_grad_(), of)
+    agree(kernels.Pick.apply, lambda x, i: x[i], draw(n, 3, seed=seed).requires_grad_(), of.unique())
 
 
 @settings(max_examples=100, deadline=None)
@@ -114,11 +114,11 @@ def test_a_tree_of_parts_shares_nothing_between_them_and_is_none_where_they_diff
 @given(n=st.integers(1, 9), words=st.integers(2, 20), seed=st.integers(0, 99), at_a_time=st.integers(1, 9))
 def test_loss(n: int, words: int, seed: int, at_a_time: int) -> None:
     targets = torch.randint(0, words, (n,), generator=torch.Generator().manual_seed(seed))
-    before, fast.LOGITS = fast.LOGITS, at_a_time * 4 * words
+    before, kernels.LOGITS = kernels.LOGITS, at_a_time * 4 * words
     try:
-        agree(fast.Loss.apply, fast.plain_loss, draw(n, 4, seed=seed).requires_grad_(), draw(words, 4), targets)
+        agree(kernels.Loss.apply, kernels.plain_loss, draw(n, 4, seed=seed).requires_grad_(), draw(words, 4), targets)
     finally:
-        fast.LOGITS = before
+        kernels.LOGITS = before
 
 
 # ---- the body --------------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ ROWS = [Row("name: Blue", "a quiet place"), Row("food", "x"), Row("name: Green, 
 def exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers' RMSNorms round to float32 on the way; without that float64 tells right from nearly right."""
     for kind in (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm):
-        monkeypatch.setattr(kind, "forward", lambda self, x: fast.plain_norm(x, self.weight, self.variance_epsilon))
+        monkeypatch.setattr(kind, "forward", lambda self, x: kernels.plain_norm(x, self.weight, self.variance_epsilon))
 
 
 def rows_of(model: Any) -> tuple[CausalLM, Batch]:

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertForSequenceClassification
 import lora_core as lc
 from lora_core import fast_encoder
 from lora_core.classification import Classification
-from lora_core.fast_encoder import Place
+from lora_core.kernels import Place
 
 IDS = torch.tensor([[2, 9, 8, 7, 3], [2, 5, 3, 0, 0], [2, 6, 6, 3, 0]])
 MASK = (IDS > 0).long()
