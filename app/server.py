@@ -26,6 +26,7 @@ from starlette.routing import Route
 
 from app.pages.assets import Assets
 from app.pages.guard import LOCAL, Guard
+from app.pages.kept import Kept
 from app.pages.keys import Keys
 from app.pages.lab import Lab
 from app.pages.room import OpenRoom, invitation, open_room
@@ -89,7 +90,7 @@ def create_app(store: RunStore, queue: RunQueue, *, session: ModelSession | None
                         ssr_mode=False, show_error=False, max_file_size="1kb", mcp_server=False, pwa=False,
                         theme=page.theme(), head=page.head(assets, room is not None),
                         app_kwargs={"openapi_url": None, "docs_url": None, "redoc_url": None})  # fmt: skip
-    return Guard(outer, hosts, keys)
+    return Guard(Kept(outer), hosts, keys)
 
 
 def serve(host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True, *, allow: tuple[str, ...] = (),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -89,8 +89,7 @@ class LoraSpec:
         for name, check in (("rank_pattern", _rank), ("alpha_pattern", _alpha)):
             value = getattr(self, name)
             pairs = list(value.items()) if isinstance(value, Mapping) else value
-            paired = isinstance(pairs, (list, tuple)) and all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs)
-            if not paired:
+            if not isinstance(pairs, Sequence) or any(not isinstance(p, Sequence) or len(p) != 2 for p in pairs):
                 raise UserError(f"{name} is {value!r}; it gives names their values, as in {{'q': 4}}")
             put(name, tuple(sorted((str(k), check(f"{name}[{k!r}]", v)) for k, v in pairs)))
 

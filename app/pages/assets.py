@@ -65,22 +65,22 @@ class Assets:
     def _compress_plotly(self) -> None:
         file = self.files[PLOTLY]
         name = hashlib.sha256(file.data).hexdigest()[:16]
-        with suppress(Exception):  # a read-only or full cache: then it is made anew at each start
-            kept = home() / "web" / f"plotly-{name}.br"
-            if kept.exists():
-                file.encoded = {"br": kept.read_bytes()}
-                return
-            small = brotli(file.data)
-            if small is None:
-                file.encoded = {"gzip": gzip.compress(file.data, 6)}
-                return
-            file.encoded = {"br": small}
-            kept.parent.mkdir(exist_ok=True)
-            part = kept.with_suffix(".part")
-            part.write_bytes(small)
-            part.replace(kept)
+        makers = {"gzip": lambda data: gzip.compress(data, 9), "br": brotli}  # browsers take br of this machine alone
+        for encoding, make in makers.items():
+            with suppress(Exception):  # a read-only or full cache: then it is made anew at each start
+                kept = home() / "web" / f"plotly-{name}.{encoding}"
+                if kept.exists():
+                    file.encoded[encoding] = kept.read_bytes()
+                    continue
+                if (small := make(file.data)) is None:
+                    continue
+                file.encoded[encoding] = small
+                kept.parent.mkdir(exist_ok=True)
+                part = kept.with_suffix(".part")
+                part.write_bytes(small)
+                part.replace(kept)
 
-    def respond(self, request: Request) -> Response:
+    async def respond(self, request: Request) -> Response:
         """The route `lab/static/{stamp}/{name}`."""
         file = self.files.get(request.path_params["name"])
         if file is None:

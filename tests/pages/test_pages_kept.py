@@ -1,0 +1,116 @@
+"""What everybody gets alike is made once, and is what Gradio itself would have said."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.pages import kept
+from app.pages.kept import Kept
+from app.runs.store import RunStore
+from tests.pages_kit import client
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    with client(RunStore(tmp_path_factory.mktemp("home"))) as found:
+        yield found
+
+
+def test_the_page_is_kept_and_answers_with_its_tag(page: TestClient) -> None:
+    first, second = page.get("/"), page.get("/", headers={"accept-encoding": "gzip"})
+    assert first.text == second.text and "LoRA Lab" in first.text and first.headers["cache-control"] == "no-cache"
+    assert second.headers["content-encoding"] == "gzip" and "content-security-policy" in second.headers
+    again = page.get("/", headers={"if-none-match": first.headers["etag"]})
+    assert again.status_code == 304 and again.content == b""
+    head = page.head("/")
+    assert head.status_code == 200 and head.content == b"" and int(head.headers["content-length"]) > 1000
+
+
+def test_each_address_has_its_own_page_and_nobody_can_put_another_one_there(page: TestClient) -> None:
+    evil = {"host": "localhost:7860", "x-forwarded-host": "evil.example", "x-forwarded-proto": "https"}
+    assert "evil.example" not in page.get("/", headers=evil).text
+    assert '"root":"http://localhost:7860"' in page.get("/", headers={"host": "localhost:7860"}).text
+    assert '"root":"http://127.0.0.1:7860"' in page.get("/").text
+
+
+def test_modules_may_stay_for_ever_and_faults_are_not_kept(page: TestClient) -> None:
+    import re
+
+    module = re.search(r"assets/[\w.-]+\.js", page.get("/").text)
+    assert module is not None
+    answer = page.get("/" + module[0])
+    assert "immutable" in answer.headers["cache-control"] and len(answer.content) > 1000
+    assert page.get("/assets/nothing-12345678.js").status_code == 404
+
+
+class Slow:
+    """An app that counts how often it is asked."""
+
+    def __init__(self, size: int = 5000) -> None:
+        self.asked: list[str] = []
+        self.size = size
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.asked.append(scope["path"])
+        await asyncio.sleep(0.05)
+        headers = [(b"content-type", b"text/html"), (b"set-cookie", b"mine=1")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"<p>" * self.size})
+
+
+async def asked(app: Any, path: str, host: str = "here", **headers: str) -> tuple[dict[bytes, bytes], bytes]:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "asgi": {}, "http_version": "1.1", "scheme": "http", "method": "GET",
+             "server": ("here", 80), "path": path, "headers": [(b"host", host.encode()), (b"cookie", b"secret=1"),
+                                       *((k.encode(), v.encode()) for k, v in headers.items())]}  # fmt: skip
+    await app(scope, None, send)
+    return dict(sent[0]["headers"]), sent[1]["body"]
+
+
+def test_thirty_arrivals_at_once_are_one_question() -> None:
+    slow = Slow()
+
+    async def thirty() -> list[Any]:
+        app = Kept(slow)
+        return await asyncio.gather(*(asked(app, "/", **{"accept-encoding": "gzip"}) for _ in range(30)))
+
+    answers = asyncio.run(thirty())
+    assert slow.asked == ["/"] and {gzip.decompress(body) for _, body in answers} == {b"<p>" * 5000}
+    assert all(b"set-cookie" not in headers for headers, _ in answers)
+
+
+def test_who_goes_away_takes_nothing_from_the_others() -> None:
+    slow = Slow()
+
+    async def two() -> bytes:
+        app = Kept(slow)
+        first = asyncio.create_task(asked(app, "/"))
+        await asyncio.sleep(0.01)
+        second = asyncio.create_task(asked(app, "/"))
+        await asyncio.sleep(0.01)
+        first.cancel()
+        return (await second)[1]
+
+    assert asyncio.run(two()) == b"<p>" * 5000 and slow.asked == ["/"]
+
+
+def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "MOST_NAMES", 5)
+    app = Kept(Slow(10))
+
+    async def many() -> None:
+        for i in range(12):
+            await asked(app, "/", f"127.0.0.1:{i}")
+
+    asyncio.run(many())
+    assert len(app.answers) == 5
