@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import os
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
 from app.pages.visitor import Role, Visitor
-from lora_core.home import read_json, write_json, writing
+from lora_core.home import read_json, writing
 
 FILE = "keys.json"
 DAYS = 14  # a cookie's life
@@ -55,8 +57,10 @@ class Keys:
         if found != known:
             with writing(home):
                 home.mkdir(parents=True, exist_ok=True)
-                write_json(path, found)
-                os.chmod(path, 0o600)
+                part = home / f".{FILE}.{secrets.token_hex(4)}.part"
+                with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                    json.dump(found, file)
+                part.replace(path)
         roles = ("presenter", "participant") if room else ("host",)
         return cls(secret=found["secret"].encode(), **{r: found[r] for r in roles})
 
@@ -107,7 +111,7 @@ class Brake:
     An address without a wrong one is always heard, however many others guess.
     """
 
-    def __init__(self, clock: type | object = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # address: (tries that are left, when)
         self.all = (float(ALL_BURST), 0.0)
@@ -132,7 +136,7 @@ class Brake:
         self.all = (max(0.0, left - 1), now)
 
     def _refilled(self, kept: tuple[float, float], most: int, per_s: float) -> tuple[float, float]:
-        now = self.clock()  # type: ignore[operator]
+        now = self.clock()
         return min(float(most), kept[0] + (now - kept[1]) * per_s), now
 
 

@@ -63,9 +63,10 @@ def model(method: str, address: str) -> type[BaseModel] | None:
         name = word.removesuffix("!")
         if name == "…":
             continue
-        kind = Word if method == "GET" else KINDS[name][0]
-        fields[f"v_{name}"] = ((kind if kind is Any else kind | None) if word == name else kind,
-                               Field(... if word != name else None, alias=name))  # fmt: skip
+        kind: Any = Word if method == "GET" else KINDS[name][0]
+        needed = word != name
+        fields[f"v_{name}"] = (kind if needed or kind is Any else kind | None, Field(... if needed else None,
+                                                                                     alias=name))  # fmt: skip
     extra = "allow" if "…" in names else "forbid"
     return create_model(f"{method} {address}", __config__=ConfigDict(strict=True, extra=extra), **fields)
 
