@@ -21,6 +21,7 @@ export function past() {
     runs = [...kept, ...found.runs.filter((r) => !seen.has(r.id))];
     runs = [...runs.filter((r) => !r.recorded), ...runs.filter((r) => r.recorded)];
     total = found.total;
+    list.classList.toggle("many", runs.some((r) => r.id > 9999));
     if (!text) field.hidden = total <= MANY;
     if (!text && !further) emit("runs", runs);
     draw(text);
