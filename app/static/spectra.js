@@ -173,10 +173,11 @@ export function spectra(root) {
       return;
     }
     if (mine !== picking || !heat || r.run !== heat.run || r.open !== heat.open) return;
-    await glass.show(r, heat, {...key(), with: second.other});
-    globalThis.LoraLab.clicks = [...(globalThis.LoraLab.clicks ?? []), performance.now() - began].slice(-100);
+    const drawn = glass.show(r, heat, {...key(), with: second.other});
     if (told) { if (shared(r.m)) state.matrix = r.m; address({m: r.m}); }
     note.textContent = note.title = remark();
+    await drawn;
+    globalThis.LoraLab.clicks = [...(globalThis.LoraLab.clicks ?? []), performance.now() - began].slice(-100);
   }
   /* Pointing at another cell lays its spectrum over the chosen one. */
   async function hover(m) {

@@ -98,7 +98,8 @@ export function train(root, {value}) {
       plot.setAttribute("role", "img");
       plot.setAttribute("aria-label", `Loss of ${v.name} by step. ${v.sentence}`);
     }
-    beside.textContent = v.beside ?? "";
+    beside.textContent = beside.title = v.beside ?? "";
+    beside.hidden = Boolean(v.differs);                          // the table says it
     table.replaceChildren(...differs(v.differs));
     say.textContent = v.sentence || (v.live && v.step ? "" : v.live ? "The base model is scored on held-out rows first; then the curve begins." : "");
     warm(v);
