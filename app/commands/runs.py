@@ -89,7 +89,12 @@ def show(run: Number, events: Annotated[bool, typer.Option(help="With all that h
 
 
 @cli.command()
-def resume(run: Number, out: Out = None, json: Json = False) -> Result:
+def resume(
+    run: Number,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Also where the free memory will not do.")] = False,
+    out: Out = None,
+    json: Json = False,
+) -> Result:
     """Go on with a run that was stopped, interrupted or failed, from its last checkpoint."""
     from lora_core.home import writing
 
@@ -98,7 +103,7 @@ def resume(run: Number, out: Out = None, json: Json = False) -> Result:
     if out is not None:
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
-    result = follow(store, found, out, json, fresh=False)
+    result = follow(store, found, out, json, fresh=False, anyway=anyway)
     return replace(result, value=result.value | {"runs": [store.get(run).to_dict()]})
 
 

@@ -80,6 +80,7 @@ def train(
     device: Device = "auto",
     template: Annotated[str | None, typer.Option(help="What is put before a completion; '{prompt} ->'.")] = None,
     title: Annotated[str | None, typer.Option(help="A name for the run.")] = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Also where the free memory will not do.")] = False,
     out: Out = None,
     json: Json = False,
 ) -> Result:
@@ -115,7 +116,7 @@ def train(
 
     store = RunStore()
     run = store.create(RunRequest(**request, config=config.to_dict()))
-    return follow(store, run, out, json, fresh=True)
+    return follow(store, run, out, json, fresh=True, anyway=anyway)
 
 
 def tasks(json: bool) -> Result:
@@ -127,15 +128,18 @@ def tasks(json: bool) -> Result:
     return Result(value=value, text=table([("task", ""), *rows]), json=json)
 
 
-def follow(store: RunStore, run: Run, out: Path | None, json: bool, *, fresh: bool) -> Result:
+def follow(
+    store: RunStore, run: Run, out: Path | None, json: bool, *, fresh: bool, anyway: bool = False
+) -> Result:
     """Train a run here with a progress bar; the result that `train` and `runs resume` print.
 
     fresh: the run was made for this: when the input turns out to be wrong before its first step, it is not kept.
+    anyway: also where the memory that is free will not do
     """
     from app.pages.words import training
     from app.runs.worker import run_here
 
-    watch = Watch()
+    watch = Watch(anyway)
     run = run_here(store, run.id, watch.event, session=watch.open)
     watch.close()
     if watch.refused is not None:
@@ -158,7 +162,8 @@ def follow(store: RunStore, run: Run, out: Path | None, json: bool, *, fresh: bo
 class Watch:
     """Shows a training on standard error, and remembers a UserError that came out of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, anyway: bool = False) -> None:
+        self.anyway = anyway
         self.refused: UserError | None = None
         self.bar: Any = None
 
@@ -167,7 +172,7 @@ class Watch:
         from app.runs.session import open_session
 
         try:
-            session = open_session(request, folder)
+            session = open_session(request, folder, self.anyway)
             self.foretell(session, request)
         except UserError as error:
             self.refused = error

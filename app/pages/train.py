@@ -9,6 +9,7 @@ from app import figures
 from app.pages import adapt, overlay, owners, words
 from app.pages.lab import Lab, title
 from app.runs.experiments import working
+from app.runs.fits import check_memory, step_tokens
 from app.runs.run import Run, RunRequest, describe
 from lora_core.errors import UserError
 from lora_core.families import TARGETS, guess
@@ -49,6 +50,7 @@ def start(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:
             task = lab.task({"seed": config.seed, **choice})
         if not task.train:
             raise UserError(f"{task.name} has no rows to train on")
+        check_memory(lab.session.shapes[facts["name"]], spec, config, step_tokens(task, config))
         data = str(lab.uploads.path(str(choice["file"]))) if choice.get("file") else None
         request = RunRequest(model=facts["name"], task=None if data else str(choice["task"]), data=data,
                              spec=spec.to_dict(), config=config.to_dict())  # fmt: skip

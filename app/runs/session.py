@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from app.runs.film import Film
+from app.runs.fits import check_request
 from app.runs.folder import CHECKPOINT
 from app.runs.run import Run, RunRequest
 
@@ -52,9 +53,12 @@ class Session(Protocol):
 OpenSession = Callable[[RunRequest, Path], Session]
 
 
-def open_session(request: RunRequest, folder: Path) -> Session:
-    """Load the model and attach a fresh adapter; a checkpoint in `folder` is continued from. May raise UserError."""
-    return _Training(request, folder)
+def open_session(request: RunRequest, folder: Path, anyway: bool = False) -> Session:
+    """Load the model and attach a fresh adapter; a checkpoint in `folder` is continued from. May raise UserError.
+
+    anyway: also where the memory that is free will not do
+    """
+    return _Training(request, folder, anyway)
 
 
 def task_of(run: Run | RunRequest, folder: Path | None = None, tokenizer: Any = None) -> Task:
@@ -89,7 +93,7 @@ def _kept(folder: Path | None, name: str, given: str | None) -> Path | None:
 class _Training:
     """The real session: lora_core's train on lora_core's model."""
 
-    def __init__(self, request: RunRequest, folder: Path) -> None:
+    def __init__(self, request: RunRequest, folder: Path, anyway: bool = False) -> None:
         import lora_core as lc
         from lora_core.classification import drawn_modules
         from lora_core.errors import UserError
@@ -112,6 +116,9 @@ class _Training:
             if request.template is not None:
                 raise UserError("a classifier reads the text as it stands: leave the template out")
             load["labels"] = lc.labels_of(self.task)
+        if not anyway:
+            labels = load.get("labels")
+            check_request(request.model, spec, self.config, self.task, len(labels) if labels else None)
         self.model, self.tokenizer = lc.load_model(request.model, **load)
         if name == "classify":  # a new head is trained, whether or not the user thought of it
             spec = replace(spec, full=tuple(dict.fromkeys([*spec.full, *drawn_modules(self.model)])))
