@@ -20,6 +20,8 @@ POSITION = """CASE WHEN status = 'queued' AND queued IS NOT NULL THEN (SELECT co
     WHERE q.status = 'queued' AND (q.queued, q.id) <= (runs.queued, runs.id)) END"""
 COLUMNS = ", ".join(NAMES[:-1]) + f", {POSITION}"
 WORDS = "words || ' ' || status || ' run ' || id"  # what a search looks through; migration 3 says what `words` are
+# the same for whoever may not know what somebody else's file is called
+OTHERS = f"CASE WHEN owner = ? OR request ->> '$.data' IS NULL THEN words ELSE model END || {WORDS[len('words || '):]}"
 MOST_LISTED, LONGEST_SEARCH = 10_000, 200
 
 
@@ -29,7 +31,8 @@ class Wanted:
 
     status  only runs in one of these; model: only runs of this one, by its name
     text    only runs in whose title, model, data, settings, status or number every word of it stands; A and a are one
-    owner   only that person's runs; with `shared` also those that everybody may read (None: all runs)
+    owner   only that person's runs; with `shared` also those that everybody may read (None: all runs), of which a
+            search does not look at the title and the file's name where somebody trained on a file
     """
 
     status: Sequence[Status] = ()
@@ -58,7 +61,9 @@ class Wanted:
             only.append("model = ?")
             values.append(self.model)
         for word in plain_text(self.text).split():
-            only.append(rf"{WORDS} LIKE ? ESCAPE '\'")
+            others = self.owner is not None and self.shared
+            only.append(rf"{OTHERS if others else WORDS} LIKE ? ESCAPE '\'")
+            values += [self.owner] if others else []
             values.append("%" + "".join(f"\\{c}" if c in "\\%_" else c for c in word) + "%")
         return f"WHERE {' AND '.join(only)}" if only else "", values
 
