@@ -21,7 +21,7 @@ from typing import Any  # noqa: E402
 import gradio as gr  # noqa: E402
 from gradio.themes import Base  # noqa: E402
 
-from app.pages import compare, train  # noqa: E402
+from app.pages import compare, programs, train  # noqa: E402
 from app.pages.assets import Assets  # noqa: E402
 from app.pages.lab import Lab  # noqa: E402
 from app.pages.visitor import asked_by  # noqa: E402
@@ -53,6 +53,7 @@ def build(lab: Lab) -> gr.Blocks:
         # several at once, since a newer question ends the older one; the model itself is used by one at a time
         texts.submit(write, texts, texts, trigger_mode="multiple", concurrency_id="model", concurrency_limit=8,
                      **PRIVATE)  # fmt: skip
+        programs.endpoints(lab)
     page.max_threads = THREADS
     page.state_session_capacity = SESSIONS
     page.queue(api_open=False, max_size=64)
