@@ -131,7 +131,7 @@ def pareto(points: Sequence[Mapping[str, Any]], front: Sequence[int], base: floa
     room = 0.16 * max(0.4, high - low)
     notes = []
     for p in line:
-        right = exponent(p["trainable"]) > (low + high) / 2
+        right = exponent(p["trainable"]) > low + 0.25 * (high - low)  # below a step of the front there is room
         notes.append(label(exponent(p["trainable"]), p["loss"], f"<b>{plain(p['says'])}</b>", yshift=-24, color=WARM,
                            xanchor="right" if right else "left"))  # fmt: skip
     shapes = []
@@ -164,26 +164,37 @@ def losses(runs: Sequence[Mapping[str, Any]], base: float | None) -> Figure:
                      "line": {"color": WARM_FILL, "width": 3, "dash": dash}, "opacity": 0.85,
                      "hovertemplate": f"{plain(r['says'])}, {plain(r['who'])}<br>step %{{x}}: loss %{{y:.2f}}"
                                       "<extra></extra>"})  # fmt: skip
-        ends.append((y[-1], x[-1], r["says"]))
+        ends.append((x[-1], y[-1], str(r["says"])))
     values = [v for d in data for v in d["y"]] + ([base] if base is not None else [])
     steps = max((d["x"][-1] for d in data), default=1)
     low, high = min(values, default=0.0), max(values, default=1.0)
     gap = 0.085 * ((high - low) or 1.0)
-    notes, last = [], -math.inf
-    for y, x, name in sorted(ends)[:12]:
-        at = max(y, last + gap)
-        last = at
-        notes.append(label(x, at, plain(name), xanchor="left", xshift=8, color=INK))
+    notes = beside(ends, gap)
+    last = max((a["y"] for a in notes), default=high)
     shapes = []
     if base is not None:
         shapes.append({"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": base, "y1": base, "layer": "below",
                        "line": {"color": BASE, "width": 2, "dash": "dash"}})  # fmt: skip
-        notes.append(label(steps, base, f"base model {base:.2f}", xanchor="right", yshift=16))
+        notes.append(label(0, base, f"base model {base:.2f}", xanchor="left", yshift=-16))
     return large({"data": data, "layout": {
-        "xaxis": {"title": {"text": "step"}, "range": [0, 1.3 * steps]}, "shapes": shapes, "annotations": notes,
+        "xaxis": {"title": {"text": "step"}, "range": [0, 1.3 * steps], "nticks": 6},
+        "shapes": shapes, "annotations": notes,
         "yaxis": {"title": {"text": "training loss (nats)"}, "range": [low - 0.06 * (high - low) - 0.02,
                                                                        max(high, last) + 0.08 * (high - low) + 0.02]},
         "uirevision": "losses"}})  # fmt: skip
+
+
+def beside(ends: Sequence[tuple[float, float, str]], gap: float, most: int = 12) -> list[dict[str, Any]]:
+    """Names at the ends of lines, (x, y, name), each once and none over another at the same x."""
+    seen: dict[str, tuple[float, float, str]] = {}
+    for end in sorted(ends, key=lambda e: e[1]):
+        seen.setdefault(end[2], end)
+    notes: list[dict[str, Any]] = []
+    top: dict[float, float] = {}
+    for x, y, name in list(seen.values())[:most]:
+        top[x] = max(y, top.get(x, -math.inf) + gap)
+        notes.append(label(x, top[x], plain(name), xanchor="left", xshift=10, color=INK))
+    return notes
 
 
 def holding(sigma: Sequence[float], share: float = 0.9) -> int:
@@ -202,7 +213,7 @@ def spectra(runs: Sequence[Mapping[str, Any]]) -> Figure:
     runs  {"says", "who", "set", "sigma": largest first}
     """
     sets = list(dict.fromkeys(r["set"] for r in runs))
-    data, notes, taken = [], [], set()
+    data, ends = [], []
     for r in sorted(runs, key=lambda r: len(r["sigma"])):
         y = [s / r["sigma"][0] for s in r["sigma"][:DIRECTIONS]]
         data.append({"x": list(range(1, len(y) + 1)), "y": y, "mode": "lines+markers", "type": "scatter",
@@ -211,11 +222,9 @@ def spectra(runs: Sequence[Mapping[str, Any]]) -> Figure:
                      "opacity": 0.85,
                      "hovertemplate": f"{plain(r['says'])}, {plain(r['who'])}<br>direction %{{x}}: %{{y:.2f}} of σ₁"
                                       "<extra></extra>"})  # fmt: skip
-        spot = (len(y), round(8 * y[-1]))
-        if spot not in taken:
-            taken.add(spot)
-            notes.append(label(len(y), y[-1], plain(r["says"]), xanchor="left", xshift=10, color=INK))
+        ends.append((len(y), y[-1], str(r["says"])))
     n = max((len(d["x"]) for d in data), default=1)
+    notes = beside(ends, 0.09)
     return large({"data": data, "layout": {
         "xaxis": {"title": {"text": "direction"}, "range": [0.5, 1.35 * n + 0.5]}, "annotations": notes,
         "yaxis": {"title": {"text": "σ over σ₁"}, "range": [0, 1.08]}, "uirevision": "spectra"}})  # fmt: skip

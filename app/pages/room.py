@@ -109,9 +109,9 @@ def stood(open_room: OpenRoom, me: Person | None) -> dict[str, Any]:
             answer["guess"] = guesses.get(me.owner)
         if stage in SHOWN:
             answer["bars"], answer["right"] = counted(question, guesses), question.right
-        if question.act == "grid" and (stage != "predict" or me is None):
-            answer["grid"] = grid(open_room, me, stage in SHOWN or me is None)
-    elif me is None:
+        if me and question.act == "grid" and stage != "predict":
+            answer["grid"] = grid(open_room, me, stage in SHOWN)
+    if me is None:  # who may set it before a question needs it
         answer["grid"] = grid(open_room, None, True)
     return answer
 

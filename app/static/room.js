@@ -34,7 +34,7 @@ export const room = {
 function draw() {
   if (!view) return;
   const now = `${view.role}|${view.stage}|${view.round}`;
-  if (now !== key) { around = false; fault.textContent = ""; }
+  if (now !== key) { fault.textContent = ""; if (view.stage !== "discuss") around = false; }   // Discuss calls nobody back
   const fresh = now !== key;
   key = now;
   if (!part) {

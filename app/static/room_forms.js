@@ -1,5 +1,5 @@
 /* The presenter's forms: a question of their own, and the grid with its budget. */
-import {Away, Refused, emit, fmt, get, h} from "./core.js";
+import {Away, Refused, fmt, get, h} from "./core.js";
 import {act} from "./room.js";
 
 const field = (label, input, note) => h("label", {class: "rm-field"}, h("span", {}, label), input, note && h("span", {class: "ll-note"}, note));
@@ -42,13 +42,14 @@ export function gridForm() {
     const answer = await act("grid", {ranks: ranks.value.split(",").filter((t) => t.trim()).map(whole), targets: sets.value.split(";").map((t) => t.trim() === "all" ? "all" : t.split(/[\s,]+/).filter(Boolean)).filter((t) => t.length),
       task: task.value, steps: Number(steps.value), teams: Number(teams.value), minutes: Number(minutes.value)});
     go.disabled = false;
-    if (!answer) said.textContent = "";
-    emit("room-grid", answer?.grid);
+    known = null;
+    said.textContent = "";
+    update(answer);
   }
   function update(view) {
     tasks();
     const g = view?.grid, key = g && JSON.stringify([g.places.map((p) => [p.rank, p.set, p.estimate_s]), g.task, g.steps, g.teams, g.minutes]);
-    if (!g || key === known) return;
+    if (!g || key === known || go.disabled) return;
     known = key;
     const each = g.places.map((p) => p.estimate_s), all = each.reduce((a, b) => a + b, 0) + g.each_s;
     said.textContent = `${g.places.length} cells of ≈ ${fmt.time(Math.min(...each))} to ${fmt.time(Math.max(...each))} each; once through all, together, ≈ ${fmt.time(all)}, of ${g.minutes} min.`;

@@ -1,14 +1,17 @@
 /* Second act: the grid's cells with their estimates, and one's own runs with their place in the queue. */
-import {fmt, h, show} from "./core.js";
+import {fmt, h, on, show, state} from "./core.js";
 import {act, room} from "./room.js";
 import {openRun} from "./run.js";
 
-/* Opens a run in the page below. */
+/* Opens a run in the page below, once that is there. */
+let wanted = null;
 export function open(run) {
+  if (!state.boot) { wanted = run; return; }
   room.look(true);
   openRun(run, {refill: true, push: true});
   show("train");
 }
+on("start", () => { if (wanted != null) setTimeout(() => open(wanted)); });
 
 export function cells() {
   const say = h("p", {class: "ll-say rm-grid-say"}), table = h("div", {class: "rm-grid"}), mine = h("ul", {class: "rm-runs", "aria-label": "Runs"}), left = h("p", {class: "ll-note"});

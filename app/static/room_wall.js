@@ -4,6 +4,7 @@ import {open} from "./room_grid.js";
 import {room} from "./room.js";
 import {draw, drawn, exports} from "./plot.js";
 
+const TURN = 15000;                                                 // ms after which a wall that nobody touches shows its other page
 export const qrCode = (qr, label) => h("svg", {viewBox: `0 0 ${qr.size} ${qr.size}`, class: "rm-qr", role: "img", "aria-label": label, "shape-rendering": "crispEdges"},
   h("rect", {width: qr.size, height: qr.size, fill: "#ffffff"}), h("path", {d: qr.path, fill: "#000000"}));
 
@@ -13,7 +14,7 @@ export function wall({alone = false}) {
   const title = h("h2", {class: "rm-title", tabindex: -1}), count = h("p", {class: "rm-count", role: "status"}), pages = h("div", {class: "ll-tabs rm-pages", role: "group", "aria-label": "What the wall shows"});
   const top = h("div", {class: "rm-top"}, title, count, pages), main = h("div", {class: "rm-main"});
   node.append(top, main);
-  let seen = "", found = null, asking = 0, page = 0, plots = [], shape = "";
+  let seen = "", found = null, asking = 0, page = 0, plots = [], shape = "", turning = 0;
 
   const figure = (key, name, say, label) => {
     const plot = h("div", {class: "rm-plot", role: "img", id: `rm-${key}${alone ? "-alone" : ""}`});
@@ -38,22 +39,25 @@ export function wall({alone = false}) {
         h("td", {}, x.run != null && x.status === "done" ? h("button", {type: "button", class: "ll-link", title: "Open this run", onclick: () => open(x.run)}, x.says) : x.says), h("td", {}, x.who, x.guess && h("span", {class: "ll-muted"}, ` · ${x.guess}`)),
         h("td", {}, x.loss?.toFixed(2) ?? (x.status === "started" ? `${x.step}/${x.steps}` : x.status)), h("td", {}, x.train_s ? fmt.time(x.train_s) : "–"))))));
   }
+  const curves = () => figure("curves", `Everybody's Play: ${found.play.count} device${found.play.count === 1 ? "" : "s"}`, () => ({figure: found.play.figure, text: found.play.say}), "Loss by step on every device");
+  const losses = () => figure("losses", "Losses", () => ({figure: found.runs.losses, text: found.runs.say_losses}), "Training loss by step");
+  const spectra = () => figure("spectra", "Spectra of the largest ΔW", () => ({figure: found.runs.spectra, text: found.runs.say_spectra}), "Singular values by direction");
+  const pareto = () => found.runs.pareto ? figure("pareto", "Held-out loss against size", () => ({figure: found.runs.pareto, text: found.runs.say}), "Held-out loss by trainable parameters")
+    : h("section", {class: "ll-card rm-card"}, h("h3", {class: "rm-h"}, "Held-out loss against size"), h("p", {class: "rm-say"}, found.runs.say));
+  const ran = () => h("section", {class: "ll-card rm-card rm-who-ran"}, h("h3", {class: "rm-h"}, "Who ran what"), table(found.runs));
+  const guessed = () => bars(found.guesses), answered = () => card(found.answer);
+  /* [name, how it is laid out, its parts] of every page that the wall has now. */
+  function sheets(w) {
+    const first = w.guesses ? [guessed] : [];
+    if (!w.runs) { const parts = [...first, ...(w.answer ? [answered] : []), ...(w.play ? [curves] : [])]; return [["", parts.length > 1 ? "two" : "one", parts]]; }
+    return [["Results", w.guesses ? "runs" : "two", [...first, pareto, ran]], ...(w.runs.losses ? [["Curves and spectra", "two", [losses, ...(w.runs.spectra ? [spectra] : [])]]] : []),
+      ...(w.answer ? [["What was recorded", "two", [...first, answered]]] : [])];
+  }
   function build() {
     plots = [];
-    const w = found, parts = [];
-    if (w.guesses && page === 0) parts.push(bars(w.guesses));
-    if (w.answer && page === 0) parts.push(card(w.answer));
-    if (w.play) parts.push(figure("curves", `Everybody's Play: ${w.play.count} device${w.play.count === 1 ? "" : "s"}`, () => ({figure: found.play.figure, text: found.play.say}), "Loss by step on every device"));
-    if (w.runs) {
-      const r = w.runs;
-      if (page === 0) parts.push(r.pareto ? figure("pareto", "Held-out loss against size", () => ({figure: found.runs.pareto, text: found.runs.say}), "Held-out loss by trainable parameters") : h("section", {class: "ll-card rm-card"}, h("h3", {class: "rm-h"}, "Held-out loss against size"), h("p", {class: "rm-say"}, r.say)));
-      if (page === 0) parts.push(h("section", {class: "ll-card rm-card rm-who-ran"}, h("h3", {class: "rm-h"}, "Who ran what"), table(r)));
-      if (page === 1 && r.losses) parts.push(figure("losses", "Losses", () => ({figure: found.runs.losses, text: found.runs.say_losses}), "Training loss by step"));
-      if (page === 1 && r.spectra) parts.push(figure("spectra", "Spectra of the largest ΔW", () => ({figure: found.runs.spectra, text: found.runs.say_spectra}), "Singular values by direction"));
-    }
-    main.dataset.parts = parts.length;
-    main.dataset.kind = w.runs ? page ? "two" : w.guesses ? "runs" : "two" : parts.length > 1 ? "two" : "one";
-    main.replaceChildren(...parts);
+    const [, kind, parts] = sheets(found)[page];
+    main.dataset.kind = kind;
+    main.replaceChildren(...parts.map((f) => f()));
   }
   function paint() {
     for (const p of plots) {
@@ -63,13 +67,15 @@ export function wall({alone = false}) {
       p.plot.setAttribute("aria-label", `${p.label}. ${p.line.textContent}`);
     }
   }
+  function turn(to) { page = to; shape = ""; redraw(); }
   function redraw() {
-    const names = found?.runs?.losses ? ["Results", "Curves and spectra"] : [];
+    const all = found ? sheets(found).map(([n]) => n) : [], names = all.length > 1 ? all : [];
     page = Math.min(page, Math.max(0, names.length - 1));
-    pages.replaceChildren(...names.map((n, i) => h("button", {type: "button", "aria-pressed": String(i === page), onclick: () => { page = i; shape = ""; redraw(); }}, n)));
+    pages.replaceChildren(...names.map((n, i) => h("button", {type: "button", "aria-pressed": String(i === page), onclick: () => { turn(i); clearInterval(turning); }}, n)));
+    if (alone && names.length && !turning && !matchMedia("(prefers-reduced-motion: reduce)").matches) turning = setInterval(() => turn((page + 1) % names.length), TURN);
     pages.hidden = !names.length;
     if (!found) return;
-    const now = JSON.stringify([page, found.guesses, found.answer, Boolean(found.play), found.play?.count, found.runs?.rows, Boolean(found.runs?.pareto)]);
+    const now = JSON.stringify([page, found.guesses, found.answer, Boolean(found.play), found.play?.count, found.runs?.rows, Boolean(found.runs?.pareto), Boolean(found.runs?.losses)]);
     if (now !== shape) { shape = now; build(); }
     paint();
   }
