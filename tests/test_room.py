@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from app.runs.store import RunStore
 from lora_core.errors import UserError
 from lora_core.families import TARGETS
 from tests.room_kit import STAND_IN
+from tests.room_server import serving
+from tests.room_workshop import play, script
 from tests.runs_kit import until
 
 OWN = Question(kind="own", text="Which rank?", choices=("1", "8", "64"), right=1)
@@ -386,3 +389,38 @@ def test_many_take_at_once_and_no_cell_is_lost(hall: tuple[Cells, Dispatcher]) -
     for c in found[3:]:
         cells.cancel(None, c.id)
     settled(cells, dispatcher)
+
+
+# ---- the workshop
+def test_the_workshops_script_takes_sixty_minutes_and_can_be_asked() -> None:
+    from app.room.question import asked as made
+
+    lines = script()
+    ends = [line.at + line.minutes for line in lines]
+    assert ends[:-1] == [line.at for line in lines[1:]] and ends[-1] == 60 and lines[0].at == 0
+    assert {made(line.question).kind for line in lines if line.question} == {"play", "card", "own"}
+    assert [line.key for line in lines if line.key == "run"] and lines[0].key == ""
+
+
+@pytest.mark.parametrize("people", [30])
+def test_thirty_people_play_the_workshop(tmp_path: Path, people: int) -> None:
+    with serving(tmp_path, stand_in=True) as (url, keys):
+        told = asyncio.run(play(url, keys["presenter"], keys["participant"], people=people, poll_s=0.5))
+    found = told.figures()
+    print(found)
+    rounds = [line.question for line in script() if line.question]
+    assert not told.faults, "\n".join(told.faults[:10])
+    assert (found["rounds"], found["guesses"]) == (len(rounds), people * len(rounds))
+    assert found["curves"] == people * sum(q["act"] == "play" for q in rounds)
+    assert found["runs"] == 6 * sum(q["act"] == "grid" for q in rounds)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_thirty_people_play_the_workshop_on_the_real_model(tmp_path: Path) -> None:
+    with serving(tmp_path) as (url, keys):
+        grid = {"steps": 4, "minutes": 60}
+        told = asyncio.run(play(url, keys["presenter"], keys["participant"], poll_s=1.4, grid=grid))
+    print(told.figures())
+    assert not told.faults, "\n".join(told.faults[:10])
+    assert told.runs == 6

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.conftest import NARROW, ROOT, WIDE, shoot
+from tests.browser.conftest import NARROW, WIDE, shoot
+from tests.room_server import serving
 
 expect.set_options(timeout=30_000)
 
@@ -23,18 +20,9 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 class Hall:
     """A server with a room and no model, and the pages that were opened on it."""
 
-    def __init__(self, home: Any, browser: Browser) -> None:
-        self.browser, self.faults = browser, []
-        env = {**os.environ, "LORA_LAB_HOME": str(home), "PYTHONUNBUFFERED": "1"}
-        command = [sys.executable, "-m", "tests.browser.room_server"]
-        self.process = subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE,
-                                        stderr=subprocess.STDOUT)  # fmt: skip
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if "LoRA Lab is at" in line:
-                self.url = line.split()[4].split("/?")[0]
-                break
-        self.keys = json.loads((home / "keys.json").read_text())
+    def __init__(self, browser: Browser, url: str, keys: dict[str, str]) -> None:
+        self.browser, self.url, self.keys = browser, url, keys
+        self.faults: list[str] = []
         self.contexts: list[Any] = []
 
     def open(self, role: str, size: Any = WIDE, scheme: Any = "light", path: str = "/?") -> Page:
@@ -52,12 +40,11 @@ class Hall:
 
 @pytest.fixture(scope="module")
 def hall(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[Hall]:
-    found = Hall(tmp_path_factory.mktemp("room"), browser)
-    yield found
-    for context in found.contexts:
-        context.close()
-    found.process.terminate()
-    found.process.wait(30)
+    with serving(tmp_path_factory.mktemp("room"), stand_in=True) as (url, keys):
+        found = Hall(browser, url, keys)
+        yield found
+        for context in found.contexts:
+            context.close()
     assert not found.faults, "\n".join(found.faults)
 
 
