@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app import figures
-from app.pages import adapt, overlay, owners, words
+from app.pages import adapt, alive, overlay, owners, words
 from app.pages.lab import Lab, title
 from app.runs.experiments import working
 from app.runs.fits import check_memory, step_tokens
@@ -121,6 +121,7 @@ def view(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     }
     if run.status == "running" and answer["step"] and not told:
         answer["says"] = f"run {run.id} is training: step {answer['step']:,} of {run.steps:,}"
+    answer["says"] = alive.line(lab, run, answer["says"])
     if query.get("seen") == version:
         return answer
     norms = next((e["norms"] for e in reversed(events) if e.get("norms")), {})

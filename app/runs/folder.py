@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import apsw
+import psutil
 
 from app.runs import events
 from lora_core.errors import UserError, unknown
@@ -19,6 +21,7 @@ from lora_core.home import WHY, sync_folder, write
 from lora_core.sealed import newest, put_aside
 
 ADAPTER, CHECKPOINT, LOG = "adapter", "checkpoint.safetensors", "log.txt"
+PART = re.compile(r"\..+\.(\d+)\.(part|tmp)", re.ASCII)  # .name.pid.part: a file that is being written
 
 
 def copy_data(source: Path, folder: Path, name: str) -> None:
@@ -68,6 +71,15 @@ def tidy(folder: Path) -> None:
     for part in folder.glob(".*.part"):
         with suppress(OSError):
             part.unlink()
+
+
+def of_dead_processes(files: Iterable[Path]) -> Iterator[Path]:
+    """Those of the files that were being written (.name.pid.part) by a process that is no more, or for a day."""
+    for path in files:
+        if match := PART.fullmatch(path.name):
+            with suppress(OSError):
+                if not psutil.pid_exists(int(match[1])) or time.time() - path.lstat().st_mtime > 86_400:
+                    yield path
 
 
 def trim(folder: Path) -> tuple[list[dict[str, Any]], str | None]:

@@ -7,7 +7,6 @@ run goes only where `Asked.runs` says so, and never one that waits or is being t
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from app.runs.folder import CHECKPOINT, tidy
+from app.runs.folder import CHECKPOINT, of_dead_processes, tidy
 from app.runs.process import Lock
 from app.runs.run import ENDED, Run
 from app.runs.store import RunStore
@@ -26,7 +23,6 @@ from lora_core.errors import UserError
 from lora_core.sealed import before, damaged
 
 HOUR_S, DAY_S = 3600.0, 86_400.0
-PART = re.compile(r"\..+\.(\d+)\.(part|tmp)", re.ASCII)  # .name.pid.part: a file that is being written
 UPLOADS = ("uploads", "opened", "take")  # folders of the home whose entries can be given or made again
 
 
@@ -101,17 +97,15 @@ def _leftovers(store: RunStore) -> Iterator[Gone]:
         if untouched and {p.name for p in path.iterdir()} <= {"request.json"}:
             yield Gone(what="left half-made", path=path, bytes=size(path))
     home = store.root.parent
-    for path in sorted([*home.glob(".*"), *store.root.glob(".*"), *home.glob("*/.*"), *home.glob("runs/*/.*")]):
-        match = PART.fullmatch(path.name)
-        if match and path.is_file() and (not psutil.pid_exists(int(match[1])) or _age(path) > DAY_S):
-            yield Gone(what="left half-written", path=path, bytes=size(path))
+    for path in of_dead_processes(sorted([*home.glob(".*"), *home.glob("*/.*"), *home.glob("runs/*/.*")])):
+        yield Gone(what="left half-written", path=path, bytes=size(path))
 
 
 def _uploads(home: Path, asked: Asked) -> Iterator[Gone]:
     older_s = DAY_S if asked.older_days is None else asked.older_days * DAY_S
-    for folder in UPLOADS:
-        with suppress(OSError):
-            for path in sorted((home / folder).iterdir()):
+    for place in (home, *sorted(home.glob("people/*"))):
+        for folder in UPLOADS:
+            for path in sorted((place / folder).glob("*")):
                 if _age(path) > older_s:
                     yield Gone(what="upload" if folder != "take" else "merged model", path=path, bytes=size(path))
 

@@ -23,7 +23,7 @@ import apsw
 
 from app.runs import events as event_files
 from app.runs.database import Database
-from app.runs.folder import ADAPTER, copy_data
+from app.runs.folder import ADAPTER, copy_data, of_dead_processes
 from app.runs.process import STOP, heartbeat_age, held, identity
 from app.runs.recorded import RECORDED, recorded_run
 from app.runs.rows import COLUMNS, Wanted, page, run_of
@@ -186,13 +186,17 @@ class RunStore:
         self.reader.forget(run.folder / event_files.NAME)
 
     def sweep(self, older_s: float = 3600) -> int:
-        """Remove what a killed process left half-made or half-deleted; how many folders that were."""
+        """Remove what a killed process left half-made, half-deleted or half-written; how many folders that were."""
         found = 0
         for path in [*self.root.glob(".new-*"), *self.root.glob(".gone-*")]:
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > older_s:
                     shutil.rmtree(path, ignore_errors=True)
                     found += 1
+        home = self.root.parent
+        for path in of_dead_processes([*home.glob(".*"), *home.glob("*/.*")]):
+            with suppress(OSError):
+                path.unlink()
         return found
 
     # ---- the queue's side
