@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qs, quote, urlencode, urlsplit
+from urllib.parse import parse_qs, parse_qsl, quote, unquote_plus, urlencode, urlsplit
 
 from app.pages import addresses
 from app.pages.keys import DAYS, Brake, Keys
@@ -56,6 +57,7 @@ STREAMS = 40  # requests that one visitor may have open at once
 # Gradio repeats a request's own headers in the answer to a Range, and lets other sites read where it knows their name
 UNHEARD = (b"range", b"if-range")
 UNSAID = (b"cookie", b"authorization", b"host", b"user-agent", b"referer", b"origin")
+KEY = re.compile(r"(?:^|&)key=([^&]*)")
 KEYLESS = "this page needs the whole link that its host gave out, with the key at its end"
 TRIED = "too many wrong keys came from your address; wait a few seconds and open the link again"
 
@@ -96,8 +98,8 @@ class Guard:
         who, session = HOST, ""
         if self.keys is not None:
             query = scope.get("query_string", b"").decode("latin-1")
-            if method in ("GET", "HEAD") and (token := parse_qs(query, max_num_fields=200).get("key")):
-                await self._entry(scope, query, token[0], headers, send)
+            if method in ("GET", "HEAD") and (token := KEY.search(query)):
+                await self._entry(scope, query, unquote_plus(token[1]), headers, send)
                 return
             found = self._cookie(headers)
             if found is None:
@@ -160,7 +162,7 @@ class Guard:
             await answer(send, scope["path"], 401, KEYLESS)
             return
         before = self._cookie(headers)
-        rest = [(k, v) for k, vs in parse_qs(query, keep_blank_values=True).items() for v in vs if k != "key"]
+        rest = [(k, v) for k, v in parse_qsl(query, keep_blank_values=True) if k != "key"]
         where = quote("/" + scope["path"].lstrip("/\\"), safe="/:@!$&'()*+,;=~-._") + (
             f"?{urlencode(rest)}" if rest else "")  # fmt: skip
         more = {"location": where}
