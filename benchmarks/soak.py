@@ -28,7 +28,7 @@ PARTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "kills-training": (
         "kill -9 and power cuts in the library's own training of a tiny model, bit for bit",
         "tests.kills",
-        ("real", "--times", "60", "--seconds", "230"),
+        ("real", "--times", "40", "--seconds", "150"),
     ),
 }
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from app.runs.folder import CHECKPOINT, of_dead_processes, tidy
 from app.runs.process import Lock
+from app.runs.rows import MOST_LISTED
 from app.runs.run import ENDED, Run
 from app.runs.store import RunStore
 from lora_core.errors import UserError
@@ -66,7 +67,9 @@ class Gone:
 def collect(store: RunStore, asked: Asked, *, dry: bool = False) -> list[Gone]:
     """Remove it (not with `dry`) and say what it was. Safe beside a running server."""
     found = [*_leftovers(store), *_uploads(store.root.parent, asked)]
-    runs = {r.id: r for r in store.list(limit=10_000)}
+    runs: dict[int, Run] = {}
+    while page := store.list(MOST_LISTED, offset=len(runs)):
+        runs |= {r.id: r for r in page}
     going = {r.id for r in _runs(list(runs.values()), asked)} if asked.runs else set()
     for run in runs.values():
         if run.id in going:
