@@ -9,7 +9,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,18 +56,21 @@ def main() -> None:
     from app import server
     from app.pages import room
     from app.pages.session import ModelSession
-    from app.runs import queue
+    from app.runs.queue import RunQueue
     from lora_core.errors import UserError
     from tests.room_kit import STAND_IN
 
     def no_model(self: ModelSession, name: str) -> dict[str, object]:
         raise UserError(f"no model '{name}' in this test")
 
-    create = server.create_app
-    queue.RunQueue.__init__.__kwdefaults__["command"] = STAND_IN
-    vars(room)["estimated"] = lambda lab, made: [4.0] * len(made.places)
-    vars(server)["create_app"] = lambda *a, **k: create(*a, **k, model=None)
-    setattr(ModelSession, "load", no_model)  # noqa: B010
+    changed: list[tuple[Any, str, Any]] = [
+        (server, "RunQueue", partial(RunQueue, command=STAND_IN)),
+        (server, "create_app", partial(server.create_app, model=None)),
+        (room, "estimated", lambda lab, made: [4.0] * len(made.places)),
+        (ModelSession, "load", no_model),
+    ]
+    for owner, name, value in changed:
+        setattr(owner, name, value)
     server.serve(port=0, open_browser=False, room=True)
 
 

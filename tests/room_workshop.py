@@ -15,6 +15,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,8 +159,8 @@ def curve(seed: int) -> tuple[int, list[float]]:
 
 
 async def play(url: str, presenter: str, participant: str, *, people: int = 30, poll_s: float = 0.3,
-               grid: dict[str, Any] | None = None) -> Told:  # fmt: skip
-    """Play the whole script; raises TimeoutError when the room does not move for minutes."""
+               grid: dict[str, Any] | None = None, only: Collection[int] = ()) -> Told:  # fmt: skip
+    """Play the script, or only some of its rounds (from 0); raises TimeoutError when the room does not move."""
     told = Told(people)
     limits = httpx.Limits(max_connections=4, max_keepalive_connections=4)
 
@@ -178,11 +179,13 @@ async def play(url: str, presenter: str, participant: str, *, people: int = 30, 
     tasks = [asyncio.create_task(p.live()) for p in room]
     try:
         await until(host, lambda v: v["people"] == people)
+        number = -1
         for line in script():
             for task in tasks:
                 if task.done():
                     task.result()  # raises what ended it
-            if not line.key:
+            number += line.key == "predict"
+            if not line.key or only and number not in only:
                 continue
             body = {"stage": line.key, **({"question": line.question} if line.question else {})}
             if "error" in (answer := await host.ask("room-step", body)):

@@ -12,8 +12,8 @@ from typing import Any
 
 from app.pages.lab import Lab
 from app.pages.visitor import asking
-from app.room.cells import Cells
-from app.room.grid import Cell, Grid, dealt, parsed, set_name, starts, unit
+from app.room.cells import Cells, Standing
+from app.room.grid import Cell, Grid, dealt, parsed, set_name, unit
 from app.room.qr import blocks, code
 from app.room.question import asked
 from app.room.room import SHOWN, Person, Room, counted
@@ -123,9 +123,8 @@ def grid(open_room: OpenRoom, me: Person | None, shown: bool) -> dict[str, Any] 
     if known is None:
         return None
     plan, estimates = known
-    taken = cells.all(room.round) if room.round is not None else []
-    people, queue = room.people(), starts(taken, cells.left_s(taken), cells.each_s(taken))
-    spent = cells.spent_s(taken)
+    standing, people = cells.standing(), room.people()
+    taken = standing.cells
     hand = dealt(me.number, plan) if me else None
     places = [{"rank": r, "set": set_name(t), "estimate_s": estimates[i], "dealt": i == hand,
                "taken": sum((c.plan.rank, c.plan.targets) == (r, t) and c.status != "cancelled" for c in taken)}
@@ -138,22 +137,22 @@ def grid(open_room: OpenRoom, me: Person | None, shown: bool) -> dict[str, Any] 
         "targets": ["all" if set_name(t) == "all" else list(t) for t in plan.targets],
         "teams": plan.teams,
         "team": unit(me.number, plan.teams) + 1 if me and plan.teams else None,
-        "each_s": round(cells.each_s(taken), 1),
+        "each_s": round(standing.each_s, 1),
         "minutes": room.minutes,
-        "spent_min": round(spent / 60, 2),
-        "cells": [said(open_room, c, people, queue, me, shown) for c in taken if c.status != "cancelled"],
+        "spent_min": round(standing.spent_s / 60, 2),
+        "cells": [said(standing, c, people, me, shown) for c in taken if c.status != "cancelled"],
     }
 
 
-def said(open_room: OpenRoom, c: Cell, people: Mapping[str, Person], queue: Mapping[int, tuple[int, float]],
-         me: Person | None, shown: bool) -> dict[str, Any]:  # fmt: skip
+def said(standing: Standing, c: Cell, people: Mapping[str, Person], me: Person | None, shown: bool) -> dict[str, Any]:
     """One cell: whose it is and how it stands; its loss only where it is one's own, or all are shown."""
     own = me is not None and c.owner == me.owner
     d: dict[str, Any] = {"id": c.id, "says": c.plan.says, "seed": c.plan.seed, "status": c.status, "mine": own,
                          "who": called(people, c.owner)}  # fmt: skip
-    if c.id in queue:
-        d["position"], d["starts_s"] = queue[c.id][0], round(queue[c.id][1])
-    run = open_room.cells.run_of(c)
+    if c.id in standing.queue:
+        position, starts_s = standing.queue[c.id]
+        d |= {"position": position, "starts_s": round(starts_s)}
+    run = standing.runs.get(c.id)
     if run is not None:
         d |= {"step": run.step, "steps": run.steps, "run_status": run.status}
         if own or shown:

@@ -8,9 +8,10 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
-from app.room.grid import TOGETHER, Cell, Grid, Plan, batches
+from app.room.grid import TOGETHER, Cell, Grid, Plan, batches, starts
 from app.room.room import STAGES, Room
 from app.runs.process import Lock
 from app.runs.queue import RunQueue
@@ -28,11 +29,23 @@ COLUMNS = "id, owner, plan, taken, estimate_s, status, run, batch, tries"
 logger = logging.getLogger("lora_lab.room")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How a round's cells stand: their runs, and of those that wait {cell: (position, seconds until it starts)}."""
+
+    cells: list[Cell]
+    runs: Mapping[int, Run]
+    queue: Mapping[int, tuple[int, float]]
+    spent_s: float
+    each_s: float
+
+
 class Cells:
     """The cells of a room, over its database and the run store."""
 
     def __init__(self, room: Room, store: RunStore) -> None:
         self.room, self.store = room, store
+        self.kept: tuple[str, Standing] | None = None  # of the newest version: thirty pages ask for the same
 
     # ---- reading
     def all(self, round: int) -> list[Cell]:
@@ -61,6 +74,17 @@ class Cells:
         with suppress(UserError):
             return self.store.get(cell.run)
         return None
+
+    def standing(self) -> Standing:
+        """How the present round's cells stand."""
+        version = self.room.version
+        if self.kept is None or self.kept[0] != version:
+            cells = self.all(self.room.round) if self.room.round is not None else []
+            each_s = self.each_s(cells)
+            self.kept = (version, Standing(
+                cells=cells, runs={c.id: run for c in cells if (run := self.run_of(c))}, each_s=each_s,
+                queue=starts(cells, self.left_s(cells), each_s), spent_s=self.spent_s(cells)))  # fmt: skip
+        return self.kept[1]
 
     def spent_s(self, cells: Sequence[Cell]) -> float:
         """Seconds of training that the cells have taken, and will take by their estimates."""
@@ -269,7 +293,3 @@ class Dispatcher:
                 bind(self.store, [run])
         self.queue.wake.set()
 
-
-def counts(cells: Sequence[Cell]) -> Mapping[str, int]:
-    """{status: how many}."""
-    return {s: sum(c.status == s for c in cells) for s in ("waiting", "started", "done", "failed", "cancelled")}

@@ -5,6 +5,7 @@ Pure functions: what is taken, queued and trained is in cells.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -149,13 +150,15 @@ def batches(cells: Sequence[Cell]) -> list[list[Cell]]:
     left, found = fair(cells), []
     while left:
         group: list[Cell] = []
+        passed = math.inf  # the fewest runs that somebody had before who is left waiting
         for c in left:
-            others = [o for o in left if o not in group and o is not c]
-            if len(group) < TOGETHER and (not group or alike(group[0].plan, c.plan)) and all(
-                    o.before >= c.before for o in others):  # fmt: skip
+            if len(group) < TOGETHER and c.before <= passed and (not group or alike(group[0].plan, c.plan)):
                 group.append(c)
+            else:
+                passed = min(passed, c.before)
         found.append(group)
-        left = [c for c in left if c not in group]
+        taken = {c.id for c in group}
+        left = [c for c in left if c.id not in taken]
     return found
 
 
