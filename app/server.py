@@ -94,13 +94,13 @@ def create_app(store: RunStore, queue: RunQueue, *, session: ModelSession | None
 
 
 def serve(host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True, *, allow: tuple[str, ...] = (),
-          new_key: bool = False, room: bool = False, minutes: float = 10.0) -> None:  # fmt: skip
+          new_key: bool = False, room: bool = False, minutes: float | None = None) -> None:  # fmt: skip
     """Run the page until Ctrl-C. Raises UserError when the port cannot be had.
 
     host     other than this machine alone: only those come in who have the link with the key, which is printed
     allow    more names that the page may be called by, beside those of this machine
     new_key  the links of before, and whoever came in by them, are no longer let in
-    room     opens a room, with a link for the presenter and one for everybody else; minutes: its budget of training
+    room     opens a room, with a link for the presenter and one for everybody else; minutes: its budget of training, None: as it was
     """
     import uvicorn
 
@@ -114,7 +114,8 @@ def serve(host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True, 
     hall = open_room(store, participants=f"{base}/?key={keys.participant}", minutes=minutes) if room and keys else None
     app = create_app(store, queue, hosts=names(host, allow), keys=keys, room=hall)
     if keys and not here:
-        print("LoRA Lab: others can reach this address. Whoever has the link below may see and do all that you may; "
+        which = "the first link" if room else "the link"
+        print(f"LoRA Lab: others can reach this address. Whoever has {which} below may see and do all that you may; "
               "it travels without encryption, so keep to a network that you trust", file=sys.stderr)  # fmt: skip
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=2,
                                            server_header=False, date_header=False, proxy_headers=False,

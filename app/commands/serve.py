@@ -24,7 +24,8 @@ def serve(
     new_key: Annotated[bool, typer.Option("--new-key", help="Make new links; those of before let nobody in.")] = False,
     room: Annotated[bool, typer.Option("--room", help="Open a room: a presenter's link, and one with a QR code for "
                                                       "everybody else.")] = False,
-    minutes: Annotated[float, typer.Option(help="Of a room: how long the machine may train for one question.")] = 10.0,
+    minutes: Annotated[float | None, typer.Option(help="Of a room: how long the machine may train for one question; "
+                                                       "10 at first, and the presenter can change it.")] = None,
 ) -> None:
     """The page: train, compare and look inside in a browser."""
     free = free_port(host, port)
@@ -36,7 +37,7 @@ def serve(
 
 
 def start(*, host: str, port: int, open_browser: bool, allow: tuple[str, ...] = (), new_key: bool = False,
-          room: bool = False, minutes: float = 10.0) -> None:  # fmt: skip
+          room: bool = False, minutes: float | None = None) -> None:  # fmt: skip
     """Run the page until it is stopped."""
     from app.server import serve as run
 

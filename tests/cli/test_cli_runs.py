@@ -90,6 +90,16 @@ def test_a_port_in_use_is_told_and_the_next_one_taken(monkeypatch: pytest.Monkey
     assert err == f"port {port} is in use; taking port {started[0]['port']} instead\n"
 
 
+def test_a_room_is_asked_for_and_only_on_this_machine_at_first(monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+    started: list[dict[str, Any]] = []
+    monkeypatch.setattr(serve, "fetch_default", lambda: None)
+    monkeypatch.setattr(serve, "start", lambda **settings: started.append(settings))
+    assert call("serve", "--room", "--port", "0")[0] == call("serve", "--port", "0")[0] == 0
+    assert call("serve", "--room", "--minutes", "7.5", "--port", "0")[0] == 0
+    assert [(s["room"], s["minutes"]) for s in started] == [(True, None), (False, None), (True, 7.5)]
+    assert {s["host"] for s in started} == {"127.0.0.1"}
+
+
 def test_addresses_that_cannot_be() -> None:
     with pytest.raises(UserError, match="port is 70000; ports go from 1 to 65535"):
         serve.free_port("127.0.0.1", 70000)
