@@ -100,7 +100,8 @@ def serve(host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True, 
     host     other than this machine alone: only those come in who have the link with the key, which is printed
     allow    more names that the page may be called by, beside those of this machine
     new_key  the links of before, and whoever came in by them, are no longer let in
-    room     opens a room, with a link for the presenter and one for everybody else; minutes: its budget of training, None: as it was
+    room     opens a room, with a link for the presenter and one for everybody else; minutes: its budget of training,
+             None as it was before
     """
     import uvicorn
 
