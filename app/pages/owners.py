@@ -163,13 +163,18 @@ def may_begin(store: RunStore, config: Mapping[str, Any] | None = None) -> None:
     who = asking.get()
     if who.sees_all:
         return
-    for name, most in MOST.items():
-        value = (config or {}).get(name)
-        if isinstance(value, (int, float)) and value > most:
-            raise UserError(f"{name} is {value}; in a room it is at most {most}")
+    modest(config or {})
     if len(store.list(MOST_LIVE, status=("queued", "running"), owner=who.owner)) >= MOST_LIVE:
         raise UserError(f"{MOST_LIVE} runs of yours wait or are being trained; wait for one of them, or stop one")
     may_keep(store)
+
+
+def modest(config: Mapping[str, Any]) -> None:
+    """UserError for a participant's training, or a step of one, that takes more than a room's share."""
+    for name, most in MOST.items():
+        value = config.get(name)
+        if not asking.get().sees_all and isinstance(value, (int, float)) and value > most:
+            raise UserError(f"{name} is {value}; in a room it is at most {most}")
 
 
 def may_keep(store: RunStore) -> None:

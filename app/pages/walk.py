@@ -87,6 +87,7 @@ def begun(lab: Lab, body: Mapping[str, Any], loaded: Any) -> Walk:
     if choose(False, task.train) != "lm":
         raise UserError(OTHER)
     given = lc.LoraSpec.from_dict(spec), lc.TrainConfig.from_dict(config)
+    owners.modest(given[1].to_dict())
     return Walk(loaded.model, loaded.tokenizer, task, *given)
 
 
