@@ -21,7 +21,7 @@ PARTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("queue", "--times", "150", "--seconds", "230"),
     ),
     "cuts": (
-        "the power goes between any two writes of a training, of making and of deleting a run",
+        "the power goes between any two writes of a training, of making, importing and deleting a run",
         "tests.kills",
         ("cuts", "--times", "270", "--seconds", "230"),
     ),

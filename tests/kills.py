@@ -1,9 +1,9 @@
 """Nothing is lost: `python -m tests.kills PART --times N` kills what works on a store, again and again, and looks.
 
-queue  kill -9 of one of two servers, of the worker, or of both, at random moments; with checkpoints of twelve megabytes,
-       so that kills fall into writes. What is trained is the stand-in.
+queue  kill -9 of one of two servers, of the worker, or of both, at random moments; with checkpoints of twelve
+       megabytes, so that kills fall into writes. What is trained is the stand-in.
 cuts   the power goes between any two operations of the disk, one after the other, in a whole training, in making,
-       deleting, importing and cleaning up; with what no fsync has asked for lost or not.
+       importing and deleting a run; with what no fsync has asked for lost or not.
 real   kill -9 at random moments in the library's own training of a tiny model, and cuts in it.
 
 After each: the store opens; every finished run has the same bytes; the one that was killed goes on and ends with the
@@ -133,7 +133,7 @@ PARTS: dict[str, Callable[[Path, int, float, random.Random], Figures]] = {"queue
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.kills", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.kills", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--times", type=int, default=120, help="kills")
     parser.add_argument("--seconds", type=float, default=220, help="at most so long")

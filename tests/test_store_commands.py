@@ -67,7 +67,8 @@ def call(home: Path, capsys: pytest.CaptureFixture[str]) -> Call:
     def run(*words: object) -> tuple[int, str, str]:
         capsys.readouterr()
         status = cli.run([str(w) for w in words])
-        return status, *capsys.readouterr()
+        out, err = capsys.readouterr()
+        return status, out, err
 
     return run
 
@@ -170,6 +171,13 @@ def asked(**values: Any) -> Change:
     return edit("run-1/run.json", change)
 
 
+def without(name: str) -> Change:
+    def do(files: dict[str, bytes]) -> None:
+        del files[name]
+
+    return do
+
+
 def flip(files: dict[str, bytes]) -> None:
     name = f"run-1/adapter/{WEIGHTS}"
     files[name] = files[name][:-1] + bytes([files[name][-1] ^ 1])
@@ -188,9 +196,9 @@ BAD: dict[str, tuple[Change, str]] = {
         edit("run-1/adapter/adapter_config.json", lambda d: json.dumps({**json.loads(d), "r": "(a+)+$"}).encode()),
         "the adapter of run-1",
     ),
-    "no run.json": (lambda files: files.pop("run-1/run.json") and None, "manifest does not fit"),
+    "no run.json": (without("run-1/run.json"), "manifest does not fit"),
     "another format": (lambda f: f.update({MANIFEST: f[MANIFEST].replace(b'"format": 1', b'"format": 9')}), "format"),
-    "no manifest": (lambda files: files.pop(MANIFEST) and None, "no manifest.json"),
+    "no manifest": (without(MANIFEST), "no manifest.json"),
     "a status that is none": (told(status="running"), "status"),
     "NaN": (edit("run-1/run.json", lambda d: d.replace(b'"loss": 1.0', b'"loss": NaN')), "NaN is no number"),
     "a name of ours": (told(pid=1), "pid"),

@@ -172,9 +172,11 @@ def _manifest(z: zipfile.ZipFile, path: Path) -> tuple[Mapping[str, Any], dict[s
     folders = {n.split("/")[0] for n in entries}
     if not runs or len(runs) > MOST_RUNS or not all(isinstance(r, str) for r in runs) or folders != set(runs):
         raise wrong("its manifest does not name its runs")
-    sizes = [f.get("bytes") if isinstance(f, dict) else None for f in files.values()]
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in sizes) or sum(sizes) > MOST_TOTAL:
-        raise wrong(f"its files have sizes that are none, or more than {MOST_TOTAL >> 30} GiB")
+    sizes: list[Any] = [f.get("bytes") if isinstance(f, dict) else None for f in files.values()]
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in sizes):
+        raise wrong("its files have sizes that are none")
+    if sum(sizes) > MOST_TOTAL:
+        raise wrong(f"its files are more than {MOST_TOTAL >> 30} GiB together")
     if len(set(runs)) != len(runs):
         raise wrong("it names a run twice")
     return manifest, entries
