@@ -131,8 +131,8 @@ def spectra_of_two(sigma: Sequence[Sequence[float]], names: Sequence[str], where
             }
         )
     notes = [
-        label(len(s), s[-1], n, xanchor="right", yshift=14 if i else 30, size=14)
-        for i, (s, n) in enumerate(zip(sigma, names, strict=False))
+        label(1, s[0], n, xanchor="left", xshift=10, yshift=4, size=14, color=colour)
+        for s, n, colour in zip(sigma, names, (WARM, BASE), strict=False)
         if len(s)
     ]
     return {

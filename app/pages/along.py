@@ -185,15 +185,15 @@ def load(run: Run, cuts: Cuts) -> Held:
     if not cuts.dora:
         settings["strength"] = [Setting(strength=s) for s in STRENGTHS]
     held = Held(run=run, cuts=cuts, families={n: Family(s) for n, s in settings.items() if s})
-    for path in (run.folder / FILE, path_of(run)):
+    for path in dict.fromkeys((run.folder / FILE, path_of(run))):  # what ships, and what was measured here beyond it
         with suppress(UserError, OSError):
             kept = read_json(path)
             if isinstance(kept, Mapping) and kept.get("stamp") == cuts.stamp:
-                held.of, held.holders = kept["of"], kept.get("holders")
+                held.of, held.holders = kept["of"], held.holders or kept.get("holders")
                 for n, family in held.families.items():
-                    if (got := kept["families"].get(n)) and len(got["sums"]) == len(family.settings):
+                    got = kept["families"].get(n)
+                    if got and len(got["sums"]) == len(family.settings) and got["rows"] > family.rows:
                         family.sums, family.labelled, family.rows = got["sums"], got["labelled"], got["rows"]
-                break
     return held
 
 

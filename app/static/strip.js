@@ -1,14 +1,25 @@
 /* One number of the same matrix in every layer, as a line below the map and in step with its columns. */
 import {address, asked, h} from "./core.js";
+import {exports} from "./plot.js";
 
 const HIGH = 84, PAD = 10;
 
 export function strip({onPick}) {
   const title = h("span", {class: "ll-muted"}), high = h("span", {class: "cm-head st-top"}), which = h("div", {class: "ll-tabs", role: "group", "aria-label": "What the line shows"}), picture = h("div", {class: "st-picture", role: "img", "aria-label": "One number of the chosen matrix by layer"}), say = h("p", {class: "ll-note"});
   const extra = h("span", {class: "sp-extra"});
-  const node = h("div", {class: "sp-strip"}, h("div", {class: "sp-strip-head"}, title, extra, which), h("div", {class: "cm-row"}, high, picture), say);
-  let linked = asked("line"), measures = {}, measure = linked ?? "sigma1", chosen = null;   // linked: what the address names, until it is there
+  const node = h("div", {class: "sp-strip"}, h("div", {class: "sp-strip-head"}, title, extra, which, exports("the line", {name: () => `${measure}-by-layer`, figure, rows})), h("div", {class: "cm-row"}, high, picture), say);
+  let linked = asked("line"), measures = {}, measure = linked ?? "sigma1", chosen = null, template = null;   // linked: what the address names, until it is there
 
+  /* The line as a figure and as rows, to take along. */
+  function rows() {
+    const all = Object.entries(measures[measure]?.values ?? {});
+    return all.length ? [["layer", ...all.map(([t]) => t)], ...all[0][1].map((_, l) => [l, ...all.map(([, v]) => v[l])])] : null;
+  }
+  function figure() {
+    const m = measures[measure], [, , target] = (chosen ?? "").split(".");
+    return m && {data: Object.entries(m.values).map(([t, y]) => ({x: y.map((_, l) => l), y, name: t, type: "scatter", mode: t === target ? "lines+markers" : "lines", line: {color: t === target ? "#e8590c" : "#76859a", width: t === target ? 2.5 : 1.2}})),
+      layout: {template, title: {text: m.title}, xaxis: {title: {text: "layer"}}, yaxis: {title: {text: m.short}, rangemode: "tozero"}, showlegend: true}};
+  }
   const at = (l, n, wide) => (l + 0.5) / n * (wide + 2) - 1;
   function paint() {
     const m = measures[measure], [, layer, target] = (chosen ?? "").split(".");
@@ -44,6 +55,7 @@ export function strip({onPick}) {
   return {
     node,
     load(heat) {
+      template = heat.measures.norm.figure.layout.template;
       measures = {sigma1: {short: "σ₁", title: "Largest singular value σ₁", values: heat.sigma1, number: three, say: told("σ₁", three)},
         stable_rank: {short: "effective rank", title: "Effective rank", values: heat.measures.stable_rank.values, number: three, say: told("effective rank", three)}};
       if (!measures[measure]) measure = "sigma1";
