@@ -174,6 +174,14 @@ def test_bob_changes_nothing_of_annas_even_when_it_is_shared(room: Room) -> None
             assert "is not yours" in ask(room.bob, "GET", name, {"run": room.run.id})[1], name
         assert state(room) == before
         assert ask(room.anna, "GET", "adapter.zip", {"run": room.run.id})[1][:2] == "PK"
+        merged = ask(room.anna, "POST", "merge", {"run": room.run.id})[1]
+        whole = room.anna.get("/lab/api/take/merged.zip", params={"run": room.run.id})
+        part = room.anna.get("/lab/api/take/merged.zip", params={"run": room.run.id}, headers={"range": "bytes=0-3"})
+        assert json.loads(merged)["bytes"] == len(whole.content) and part.content == whole.content[:4]
+        assert part.status_code == 206 and room.anna.cookies[KEYS.cookie] not in str(part.headers)
+        many = {"range": "bytes=" + ",".join(f"{i}-{i}" for i in range(2000))}
+        assert room.anna.get("/lab/api/take/merged.zip", params={"run": room.run.id}, headers=many).status_code == 200
+        assert "is not yours" in ask(room.bob, "GET", "take/merged.zip", {"run": room.run.id})[1]
     finally:
         room.store.share(room.run.id, False)
 
@@ -221,7 +229,8 @@ def test_a_participant_has_a_share_of_the_queue_and_no_more(room: Room, monkeypa
     body = {"model": room.model, "spec": {"targets": ["v"], "rank": 2}, "config": {"steps": 301, "max_tokens": 64},
             "data": {"task": "sentiment"}}  # fmt: skip
     assert "in a room it is at most 300" in ask(room.bob, "POST", "train", body)[1]
-    body["config"] = {"steps": 2, "max_tokens": 64, "batch_size": 2, "eval_rows": 4}
+    step = {**body, "config": {"batch_size": 17}, "page": "p", "stage": "forward", "step": 1}
+    assert "batch_size is 17; in a room" in ask(room.bob, "POST", "walk", step)[1]
     who = Visitor(role="participant", owner="someone")
     waiting = [room.store.create(RunRequest(model="m", task="pirate"), owner="someone") for _ in range(3)]
     token = asking.set(who)
