@@ -83,7 +83,10 @@ def reader(model: nn.Module) -> Reader | None:
 def _run(base: Any, ids: Tensor, mask: Tensor, at: Tensor) -> Tensor:
     """at: the places of rows·time that are computed, in order, the first of every row among them."""
     rows, time = ids.shape
-    x = base.embeddings(input_ids=ids.reshape(1, -1)[:, at], position_ids=(at % time)[None])[0]
+    if len(at) == rows * time:  # in the shape that rows with their own adapters are told apart by
+        x = base.embeddings(input_ids=ids).flatten(0, 1)
+    else:
+        x = base.embeddings(input_ids=ids.reshape(1, -1)[:, at], position_ids=(at % time)[None])[0]
     of = torch.empty(rows * time, dtype=torch.long, device=ids.device)
     of[at] = torch.arange(len(at), device=ids.device)
     first = of[::time]  # where the first token of each row is among those that are computed

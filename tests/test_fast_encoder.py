@@ -78,13 +78,16 @@ def test_padding_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [real] * 12 + last + [rows, rows]  # and the pooler and the head
 
 
-def test_rows_with_their_own_adapters() -> None:
+@pytest.mark.parametrize("spec", [{}, {"targets": ("q", "bias", "norm")}, {"targets": ("embed", "v")},
+                                  {"targets": ("q",), "full": ("head", "bert.pooler")}])  # fmt: skip
+def test_rows_with_their_own_adapters(spec: dict[str, Any]) -> None:
     model = bert()
-    adapter = lc.attach(model, lc.LoraSpec(rank=2), name="a")
-    with torch.no_grad():
-        for i, p in enumerate(adapter.parameters()):
-            p.add_(0.1 * draw(*p.shape, seed=i))
-    for names in (["a", None, "a"], ["a"]):
+    for name in ("a", "b"):
+        adapter = lc.attach(model, lc.LoraSpec(**{"rank": 2, **spec}), name=name)
+        with torch.no_grad():
+            for i, p in enumerate(adapter.parameters()):
+                p.add_(0.1 * draw(*p.shape, seed=i + len(name)))
+    for names in (["a", None, "b"], ["a", "b", "b"], ["a"] * 3):
         with torch.no_grad(), lc.rows(model, names):
             want = model(input_ids=IDS, attention_mask=MASK).logits
             torch.testing.assert_close(fast_encoder.logits(model, IDS, MASK), want, rtol=1e-9, atol=1e-12)
