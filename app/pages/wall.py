@@ -66,11 +66,11 @@ def say_guesses(question: Question, counts: Sequence[int]) -> str:
     if question.right is None:
         most = max(counts)
         first = [c for c, n in zip(question.choices, counts, strict=True) if n == most]
-        lead = f"most chose “{first[0]}”" if len(first) == 1 else "there is no favourite"
+        lead = f"most chose “{first[0].rstrip('.')}”" if len(first) == 1 else "there is no favourite"
         return f"{words.plural(total, 'guess', 'guesses').capitalize()}: {lead}."
     n = counts[question.right]
     what = "the paper's claim" if question.kind == "card" else "the right answer"
-    return f"{n} of {total} chose {what}, “{question.choices[question.right]}”."
+    return f"{n} of {total} chose {what}, “{question.choices[question.right].rstrip('.')}”."
 
 
 def answer(name: str) -> dict[str, Any] | None:
@@ -112,7 +112,7 @@ def runs(open_room: OpenRoom, round: int, question: Question, shown: bool) -> di
         guessed = given.get(c.owner)
         row = {"who": called(people, c.owner), "says": c.plan.says, "rank": c.plan.rank,
                "set": set_name(c.plan.targets), "seed": c.plan.seed, "status": c.status, "run": run.id if run else None,
-               "guess": question.choices[guessed] if guessed is not None else None, "loss": None,
+               "guess": "ABCDE"[guessed] if guessed is not None else None, "loss": None,
                "trainable": None, "train_s": None}  # fmt: skip
         if run is not None:
             base = run.base_loss if run.base_loss is not None else base

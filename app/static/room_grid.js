@@ -19,7 +19,7 @@ export function cells() {
   let drawn = "";
 
   function place(p, i, g, over) {
-    const about = [p.taken ? `${p.taken} ran it` : null, `≈ ${fmt.time(p.estimate_s)}`].filter(Boolean).join(" · ");
+    const about = [p.taken ? `${p.taken} ran it` : null, `≈ ${fmt.time(p.estimate_s)}`.replaceAll(" ", "\u00a0")].filter(Boolean).join(" · ");
     return h("button", {type: "button", class: `rm-cell${p.dealt ? " dealt" : ""}`, disabled: over, onclick: () => act("take", {place: i}),
       "aria-label": `r ${p.rank}, ${p.set}: ${about}${p.dealt ? "; handed to you" : ""}`},
     h("b", {}, `r ${p.rank}`), h("span", {}, about), p.dealt && h("i", {}, g.team ? `for team ${g.team}` : "for you"));

@@ -30,13 +30,13 @@ export function wall({alone = false}) {
   }
   const card = (a) => h("section", {class: "ll-card rm-card"}, h("h3", {class: "rm-h"}, "What was measured"), h("p", {class: "rm-verdict"}, h("b", {}, a.verdict ?? "Nothing is stored yet")),
     h("p", {class: "rm-say"}, a.sentence ?? ""), h("p", {class: "ll-note rm-claim"}, `The paper: ${a.claim}`),
-    h("button", {type: "button", class: "ll-button", onclick: () => { room.look(true); history.pushState(null, "", `?tab=questions&q=${a.name}`); show("questions"); dispatchEvent(new PopStateEvent("popstate")); }}, "Open its card"));
+    h("button", {type: "button", class: "ll-button rm-open", onclick: () => { room.look(true); history.pushState(null, "", `?tab=questions&q=${a.name}`); show("questions"); dispatchEvent(new PopStateEvent("popstate")); }}, "Open its card"));
   function table(r) {
     const rank = (x) => x.loss ?? 1e9;
     return h("div", {class: "rm-table", tabindex: 0, role: "region", "aria-label": "Who ran what"}, h("table", {},
       h("thead", {}, h("tr", {}, ["cell", "who", "loss", "time"].map((t) => h("th", {scope: "col"}, t)))),
       h("tbody", {}, [...r.rows].sort((a, b) => rank(a) - rank(b)).map((x) => h("tr", {class: r.front?.includes(x.run) ? "front" : null},
-        h("td", {}, x.run != null && x.status === "done" ? h("button", {type: "button", class: "ll-link", title: "Open this run", onclick: () => open(x.run)}, x.says) : x.says), h("td", {}, x.who, x.guess && h("span", {class: "ll-muted"}, ` · ${x.guess}`)),
+        h("td", {}, x.run != null && x.status === "done" ? h("button", {type: "button", class: "ll-link", title: "Open this run", onclick: () => open(x.run)}, x.says) : x.says), h("td", {}, x.who, x.guess && h("span", {class: "ll-muted"}, ` guessed ${x.guess}`)),
         h("td", {}, x.loss?.toFixed(2) ?? (x.status === "started" ? `${x.step}/${x.steps}` : x.status)), h("td", {}, x.train_s ? fmt.time(x.train_s) : "–"))))));
   }
   const curves = () => figure("curves", `Everybody's Play: ${found.play.count} device${found.play.count === 1 ? "" : "s"}`, () => ({figure: found.play.figure, text: found.play.say}), "Loss by step on every device");
@@ -50,8 +50,8 @@ export function wall({alone = false}) {
   function sheets(w) {
     const first = w.guesses ? [guessed] : [];
     if (!w.runs) { const parts = [...first, ...(w.answer ? [answered] : []), ...(w.play ? [curves] : [])]; return [["", parts.length > 1 ? "two" : "one", parts]]; }
-    return [["Results", w.guesses ? "runs" : "two", [...first, pareto, ran]], ...(w.runs.losses ? [["Curves and spectra", "two", [losses, ...(w.runs.spectra ? [spectra] : [])]]] : []),
-      ...(w.answer ? [["What was recorded", "two", [...first, answered]]] : [])];
+    return [["Results", w.guesses ? "runs" : "two", [...first, pareto, ran]], ...(w.runs.losses ? [["Curves", "two", [losses, ...(w.runs.spectra ? [spectra] : [])]]] : []),
+      ...(w.answer ? [["Recorded", "two", [...first, answered]]] : [])];
   }
   function build() {
     plots = [];

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.browser.conftest import NARROW, WIDE, shoot
 from tests.room_server import serving
 
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=120_000)  # only something that hangs takes so long
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -29,7 +29,7 @@ class Hall:
         context = self.browser.new_context(viewport=size, color_scheme=scheme, reduced_motion="reduce")
         self.contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(120_000)
         page.on("console", lambda m: self.faults.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda e: self.faults.append(str(e)))
         page.on("request", lambda r: None if r.url.startswith((self.url, "data:", "blob:"))
@@ -143,7 +143,7 @@ def test_cells_are_taken_run_and_opened_from_the_wall(presenter: Page, phone: Pa
     presenter.get_by_role("button", name="Predict").click()
     phone.locator(".rm-choice").first.click()
     presenter.get_by_role("button", name="Run", exact=False).first.click()
-    expect(phone.locator(".rm-cell.dealt")).to_contain_text("≈ 4 s")
+    expect(phone.locator(".rm-cell.dealt")).to_contain_text("≈\u00a04\u00a0s")
     accessible(phone)
     phone.locator(".rm-cell").nth(1).click()
     expect(phone.locator(".rm-run")).to_contain_text("held-out loss 2.40")
