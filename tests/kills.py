@@ -73,7 +73,7 @@ class Killer:
             assert self.now.status == "interrupted" and self.now.error, (self.now.status, self.now.error)
             self.store.enqueue(self.run.id)
         until(lambda: self.now.status == "running" or not self.now.live)
-        time.sleep(self.dice.uniform(0, 0.8))
+        self.wait()
         what = self.dice.choices(("worker", "server", "both"), (7, 2, 1))[0]
         worker = self.kill_worker() if what != "server" else None
         if what != "worker":
@@ -81,6 +81,13 @@ class Killer:
         self.watch.look()
         if worker is not None:
             until(lambda: self.now.status != "running" or self.now.pid != worker)
+
+    def wait(self) -> None:
+        """Any moment, or, every other time, one in which something is being written."""
+        time.sleep(self.dice.uniform(0, 0.8))
+        end = time.monotonic() + (1.0 if self.dice.random() < 0.5 else 0.0)
+        while time.monotonic() < end and self.now.live and not list(self.run.folder.glob(".*")):
+            time.sleep(0.001)
 
     def kill_worker(self) -> int | None:
         now = self.now
