@@ -155,6 +155,19 @@ def test_what_is_not_ones_own_is_told_like_what_is_not_there(room: Room) -> None
     assert other.replace(str(room.run.id), "999") == none
 
 
+def test_the_hosts_runs_are_not_the_rooms(room: Room) -> None:
+    hers = room.store.create(RunRequest(model=room.model, task="pirate", title=TITLE))
+    try:
+        for method, name, more in (("GET", "run", {}), ("GET", "form", {}), ("GET", "film", {}), ("POST", "stop", {}),
+                                   ("POST", "resume", {}), ("GET", "sides", {}), ("GET", "pareto", {})):  # fmt: skip
+            _, text = ask(room.bob, method, name, {"run": hers.id, **more})
+            assert "that you may see" in text and TITLE not in text, (name, text)
+        assert hers.id not in [r["id"] for r in json.loads(ask(room.bob, "GET", "runs", {})[1])["runs"]]
+        assert room.store.get(hers.id).status == "queued"
+    finally:
+        room.store.delete(hers.id)
+
+
 def test_bob_changes_nothing_of_annas_even_when_it_is_shared(room: Room) -> None:
     room.store.share(room.run.id)
     try:
