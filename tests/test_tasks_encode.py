@@ -218,3 +218,25 @@ def test_a_character_of_several_tokens_is_one_piece() -> None:
     texts = [p["text"] for p in pieces(TOKENIZER, made.ids, made.start)]
     assert "é" in "".join(texts) and any("🦊" in t for t in texts) and any(t.strip() == "日" for t in texts)
     assert len(texts) < len(made.ids)
+
+
+def test_a_very_long_row_is_shown_in_time_that_grows_with_it() -> None:
+    """Token by token from the start of the row this took a minute; the pieces are the same ones."""
+    import time
+
+    from lora_core.tasks import pieces
+
+    tokenizer = tiny_tokenizer()
+    text = "é 😀 naïve, ".join("abcdefgh") * 150
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    began = time.process_time()
+    found = pieces(tokenizer, ids, len(ids) // 3)
+    assert "".join(p["text"] for p in found) == text and time.process_time() - began < 20
+    short = ids[:400]
+    whole = [tokenizer.decode(short[:i], clean_up_tokenization_spaces=False) for i in range(len(short) + 1)]
+    ends = [len(w) for w in whole[1:] if not w.endswith("\ufffd") and whole[-1].startswith(w)]
+    told, at = pieces(tokenizer, short, 0), 0
+    for piece in told[:-1]:
+        at += len(piece["text"])
+        assert at in ends
+    assert len(told) >= len(set(ends))

@@ -15,7 +15,8 @@ from lora_core.errors import UserError
 from lora_core.models import DEFAULT, registry
 
 TASK = "restaurant"
-PREVIEW_ROWS = 8
+PREVIEW_ROWS, MOST_TOLD = 8, 32
+_told: dict[tuple[Any, ...], tuple[Any, dict[str, Any]]] = {}  # what was said of the built-in tasks, by whose tokens
 LINKED = ("model", "task", "file")  # what an address may say of the form, besides s.… and c.…
 # a name of a setting, as error messages begin -> the control that it belongs to
 FIELDS = ("rank", "alpha", "layers", "steps", "batch_size", "lr", "seed", "accumulate", "max_tokens", "eval_rows",
@@ -107,11 +108,15 @@ def data(lab: Lab, query: Mapping[str, Any]) -> dict[str, Any]:
     most = whole(query.get("max_tokens"), facts["config"]["max_tokens"])
     with lab.session.words:
         choice = {**query, "seed": whole(query.get("seed"), 0), "max_tokens": most}
+        key = (id(lab), facts["name"], choice.get("task"), choice["seed"], most)
+        kept = _told.get(key) if not choice.get("file") else None
+        if kept is not None and kept[0] is tokenizer:  # everybody in a room asks for the same tasks
+            return kept[1]
         task = lab.task(choice, tokenizer)
         items = encode_many(tokenizer, spread(task.train, 256), task.template, most)
         rows = preview(task, tokenizer, PREVIEW_ROWS, most)
     n = max(1, len(items))
-    return {
+    answer = {
         "name": task.name,
         "about": task.about,
         "template": task.template,
@@ -125,6 +130,11 @@ def data(lab: Lab, query: Mapping[str, Any]) -> dict[str, Any]:
         "cut": sum(e.cut for e in items),
         "max_tokens": most,
     }
+    if not choice.get("file"):
+        _told[key] = (tokenizer, answer)
+        while len(_told) > MOST_TOLD:
+            _told.pop(next(iter(_told)), None)
+    return answer
 
 
 def confirm(lab: Lab, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from lora_core.errors import UserError
 from lora_core.tasks.task import CHAT, Note, Row, Task
 
 MOST_TOKENS = 256  # of one row, as TrainConfig has it
+WINDOW = 24  # tokens that are decoded once more with each new one
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,12 +167,17 @@ def pieces(tokenizer: Any, ids: Sequence[int], start: int) -> list[dict[str, Any
     """Texts of the tokens `ids`, those from `start` on marked as trained; whole characters only."""
     found: list[dict[str, Any]] = []
     for part, trained in ((ids[:start], False), (ids[start:], True)):
+        # Decoding goes back a few tokens, since some tokenizers drop the space before a token on its own; not to the
+        # start, which would take a long text's time squared.
+        begin = last = 0
         before = ""
         for i in range(1, len(part) + 1):
-            # Decoding from the start of the part, since some tokenizers drop the space before a token on its own.
-            now = tokenizer.decode(part[:i], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            now = tokenizer.decode(part[begin:i], skip_special_tokens=False, clean_up_tokenization_spaces=False)
             whole = now.startswith(before) and not now.endswith("\ufffd")
             if (whole or i == len(part)) and now != before:
                 found.append({"text": now[len(before) :], "trained": trained})
-                before = now
+                if last > begin and i - begin > WINDOW:
+                    begin = last
+                    now = tokenizer.decode(part[begin:i], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+                before, last = now, i
     return found
