@@ -28,12 +28,16 @@ console.log(JSON.stringify(asked.map(({toy, steps, swaps, options}) => {
 """
 
 
-def node(asked: list[dict[str, Any]]) -> list[Any]:
+def binary() -> list[str]:
     spec = find_spec("playwright")
-    binary = Path(spec.origin).parent / "driver" / "node" if spec and spec.origin else Path()
-    if not binary.is_file():
+    found = Path(spec.origin).parent / "driver" / "node" if spec and spec.origin else Path()
+    if not found.is_file():
         pytest.skip("no node here")
-    command = [str(binary), "--input-type=module", "-e", SCRIPT, MODULE.as_uri()]
+    return [str(found)]
+
+
+def node(asked: list[dict[str, Any]]) -> list[Any]:
+    command = [*binary(), "--input-type=module", "-e", SCRIPT, MODULE.as_uri()]
     done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -88,3 +92,25 @@ def test_exact_claims_hold_in_javascript_too() -> None:
     first, second, none = node([{"toy": t, "steps": 100} for t in (a, b, asdict(Toy(init="none")))])
     assert first["loss"] == second["loss"]
     assert set(none["loss"]) == {1}
+
+
+VALLEYS = """
+const js = await import(process.argv[1]), out = [];
+for (const [opt, rule, i] of JSON.parse(process.argv[2])) {
+  const alpha = new Map(js.VALLEY_RULES).get(rule), r = js.VALLEY_RANKS[i];
+  const at = Array.from({length: 20}, (_, seed) => js.bestRate({...js.DEFAULT, opt, eps: 0, seed}, rule, alpha, r));
+  at.sort((a, b) => a - b);
+  out.push([js.VALLEYS[opt][rule][i], [at[0], at[10], at[19]]]);
+}
+console.log(JSON.stringify(out));
+"""
+
+
+def test_the_stored_bands_are_what_twenty_seeds_give() -> None:
+    """Least, middle and most of the best rates that are drawn behind one's own; here a few of the thirty."""
+    cells = [("adam", "r", 0), ("adam", "one", 4), ("adam", "root", 2), ("sgd", "r", 4), ("sgd", "one", 1)]
+    command = [*binary(), "--input-type=module", "-e", VALLEYS, MODULE.as_uri(), json.dumps(cells)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    for stored, measured in json.loads(done.stdout):
+        assert stored == measured

@@ -204,8 +204,8 @@ export function playground(root, host = {}) {
   part.say = h("p", {class: "ll-say pg-say"});
   part.dials = h("div", {class: "pg-dials"});
   part.more = h("div", {class: "pg-more"});
-  part.back = button("◂", () => seek(t - 1), undefined, {"aria-label": "One step back"});
-  part.step = button("step ▸", () => seek(t + 1));
+  part.back = button("◂", () => { settle(); seek(t - 1); }, undefined, {"aria-label": "One step back"});
+  part.step = button("step ▸", () => { settle(); seek(t + 1); });
   part.slow = button("slow", () => start(true));
   part.play = button("play", () => playing ? pause() : start(false), "ll-button small pg-play");
   part.rewind = button("⟲", () => seek(0), undefined, {"aria-label": "Back to the start"});
@@ -267,9 +267,23 @@ export function playground(root, host = {}) {
     set = {...set, [name]: value};
     locked = true;
     const keep = seen ? t : PRESETS[preset].steps;
-    rebuild();
-    t = Math.min(keep, end); seen = Math.max(seen, t);
-    showAsk(); showDials(); pause();
+    playing = false;
+    showDials();
+    soon(() => { t = Math.min(keep, end); seen = Math.max(seen, t); showAsk(); pause(); });
+  }
+  /* A film takes up to 0.2 s: what was turned or chosen is seen first. Only the last one that is due is made. */
+  let due = null, ticket = 0;
+  function soon(then) {
+    due = then;
+    work += 1;                                                   // what was going on for the last one ends
+    root.dataset.ready = "false";
+    cancelAnimationFrame(ticket);
+    ticket = requestAnimationFrame(() => setTimeout(settle));
+  }
+  function settle() {
+    const then = due;
+    due = null;
+    if (then) { rebuild(); then(); }
   }
 
   // ---- films
@@ -314,6 +328,7 @@ export function playground(root, host = {}) {
     if (jobs.length) setTimeout(next, 30);
   }
   function thirty(move = true) {
+    settle();
     if (seeds) { seeds = null; part.seeds.setAttribute("aria-pressed", "false"); drawn = -1; draw(); tell(); return; }
     seeds = [];
     locked = true; showAsk();
@@ -327,12 +342,13 @@ export function playground(root, host = {}) {
 
   // ---- predict, lock, reveal
   function choose(i) {
-    preset = i; set = {...DEFAULT, ...PRESETS[i].set}; [guess, locked, t, seen, cell] = [null, false, 0, 0, null];
-    rebuild(); showAsk(); showDials(); tell();
-    if (still.matches) { seek(0, false); } else start(false);
+    preset = i; set = {...DEFAULT, ...PRESETS[i].set}; [guess, locked, t, seen, cell, playing] = [null, false, 0, 0, null, false];
+    showAsk(); showDials(); tell();
+    soon(() => { showDials(); if (still.matches) seek(0, false); else start(false); });
   }
   function pick(i) { if (locked) return; guess = i; showAsk(); part.go.focus({preventScroll: true}); }
   function reveal() {
+    settle();
     locked = true;
     showAsk();
     if (still.matches) seek(end); else start(false);
@@ -367,6 +383,7 @@ export function playground(root, host = {}) {
   // ---- time
   const stop = () => locked ? end : Math.min(end, PRESETS[preset].tease);
   function start(slowly) {
+    settle();
     if (t >= stop()) { t = 0; if (!locked) { guess ??= null; } }
     if (still.matches) { seek(stop()); return; }
     slow = slowly; playing = true; last = performance.now();
@@ -386,7 +403,7 @@ export function playground(root, host = {}) {
     playing = false; t = Math.round(t);
     showPlay(); drawn = -1; draw(); tell();
   }
-  function seek(to, by = true) { if (by && to > PRESETS[preset].tease && !locked) { locked = true; showAsk(); } t = Math.max(0, Math.min(end, to)); pause(); }
+  function seek(to, by = true) { settle(); if (by && to > PRESETS[preset].tease && !locked) { locked = true; showAsk(); } t = Math.max(0, Math.min(end, to)); pause(); }
   function showPlay() {
     part.play.textContent = playing && !slow ? "pause" : still.matches ? "to the end" : "play";
     part.slow.hidden = still.matches;
@@ -421,7 +438,7 @@ export function playground(root, host = {}) {
   }
   function draw() {
     const step = Math.max(0, Math.min(end, Math.floor(t + 1e-9)));
-    if (step === drawn || root.clientWidth === 0) return;
+    if (due || step === drawn || root.clientWidth === 0) return;
     drawn = step;
     if (step > seen) { seen = step; if (seen >= end) showAsk(); }
     colours ??= palette(root);
