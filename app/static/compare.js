@@ -32,7 +32,7 @@ export function compare(root, {send}) {
     timer = setTimeout(ask, soon);
   }
   function paintDials() {
-    for (const v of Object.values(views)) v.paint?.();
+    views[way].paint?.();                                          // the others when they are looked at
     pane.losses();
     pane.heading();
   }
@@ -50,6 +50,7 @@ export function compare(root, {send}) {
     bodies.forEach((b) => { b.hidden = b.dataset.way !== id; });
     address({way: id === "cut" ? null : id});
     pane.node.hidden = pane.line.hidden = id === "sides";
+    views[id].paint?.();
     views[id].look?.();
     paint();
     if (id !== "sides") first();
@@ -99,7 +100,7 @@ export function compare(root, {send}) {
     if (linked) restore(); else address(Object.fromEntries(OF_RUN.map((n) => [n, null])));
     linked = false;
     for (const v of Object.values(views)) v.open?.();
-    if (WAYS.some(([id]) => id === asked("way"))) look(asked("way"));
+    look(WAYS.some(([id]) => id === asked("way")) ? asked("way") : way);
     paintDials();
     follow();
   }
