@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Request, expect
 
 from tests.browser.conftest import NARROW, ROOT, SLOW
 
@@ -17,13 +18,17 @@ def play(browser: Browser) -> Iterator[Callable[..., Page]]:
     """A page of the file; it asks for nothing, and nothing goes wrong in it."""
     contexts, faults = [], []
 
-    def opened(query: str = "", **more: object) -> Page:
-        context = browser.new_context(**{"reduced_motion": "reduce", **more})  # type: ignore[arg-type]
+    def asked(request: Request) -> None:
+        if not request.url.startswith(("file:", "data:", "blob:")):
+            faults.append(request.url)
+
+    def opened(query: str = "", **more: Any) -> Page:
+        context = browser.new_context(**{"reduced_motion": "reduce", **more})
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(SLOW)
         page.on("pageerror", lambda e: faults.append(str(e)))
-        page.on("request", lambda r: r.url.startswith(("file:", "data:", "blob:")) or faults.append(r.url))
+        page.on("request", asked)
         page.goto(FILE + query)
         return page
 
