@@ -59,7 +59,7 @@ def test_a_spectrum_within_200_ms_of_a_click_and_W0_after_it(open_page: Callable
     assert clicks[0] < 200  # the others are printed; a busy machine is no reason to fail
     page.wait_for_function("LoraLab.looks.at(-1) === 'layers.23.v spectrum'")
     assert "W0" in page.locator("#spectrum-plot .annotation-text").all_text_contents()
-    expect(page.locator(".sp-word")).to_have_text("partly used")
+    expect(page.locator(".sp-word")).to_have_text("good: partly used")
     expect(page.locator(".sp-right")).to_contain_text("takes at most 75% of the rank")
 
 
