@@ -367,6 +367,17 @@ def test_only_one_of_two_servers_starts_cells(hall: tuple[Cells, Dispatcher], tm
     other.close()
 
 
+def test_cells_that_a_question_left_waiting_come_after_those_of_the_next(hall: tuple[Cells, Dispatcher]) -> None:
+    cells, dispatcher = hall
+    cells.take("a", 0)
+    later = cells.room.predict(RUN)
+    cells.room.go("run")
+    cells.take("b", 1)
+    settled(cells, dispatcher)
+    assert cells.all(later)[0].run == 1 and cells.all(1)[0].run is None
+    until(lambda: dispatcher.tick() or cells.all(1)[0].status == "done")
+
+
 def test_many_take_at_once_and_no_cell_is_lost(hall: tuple[Cells, Dispatcher]) -> None:
     cells, dispatcher = hall
     faults: list[Exception] = []

@@ -121,7 +121,7 @@ class Cells:
         text = json.dumps({"grid": grid.to_dict(), "estimates": [round(s, 1) for s in estimates]})
         with self.room.db.told(), self.room.db.transaction():
             self.room.db.execute("UPDATE room SET grid = ?", (text,))
-            self.room._changed()
+            self.room.changed()
 
     def take(self, owner: str, place: Any) -> Cell:
         """Put a cell of the grid into the queue for somebody. UserError when it may not be, which says why."""
@@ -151,7 +151,7 @@ class Cells:
             self.room.db.execute("INSERT INTO cells (round, owner, plan, taken, estimate_s) VALUES (?, ?, ?, ?, ?)",
                                  (round, owner, json.dumps(plan.to_dict()), time.time(), estimates[place]))  # fmt: skip
             id = int(self.room.db.connection.last_insert_rowid())
-            self.room._changed()
+            self.room.changed()
         return next(c for c in self.all(round) if c.id == id)
 
     def cancel(self, owner: str | None, id: Any) -> None:
@@ -164,16 +164,16 @@ class Cells:
         if owner is not None and cell.owner != owner:
             raise UserError("that run is somebody else's; you can cancel your own")
         if cell.status == "waiting":
-            self._update([cell.id], status="cancelled")
+            self.update([cell.id], status="cancelled")
         elif cell.status == "started" and cell.run is not None:
             self.store.ask_to_stop(cell.run)
 
     # ---- inside
-    def _update(self, ids: Sequence[int], **values: Any) -> None:
+    def update(self, ids: Sequence[int], **values: Any) -> None:
         names, marks = ", ".join(f"{n} = ?" for n in values), ",".join("?" * len(ids))
         with self.room.db.told(), self.room.db.transaction(sure=True):
             self.room.db.execute(f"UPDATE cells SET {names} WHERE id IN ({marks})", (*values.values(), *ids))
-            self.room._changed()
+            self.room.changed()
 
 
 class Dispatcher:
@@ -210,13 +210,14 @@ class Dispatcher:
         """Look once: which runs are over, and what can start."""
         if self.in_charge.fd < 0 and not self.in_charge.take(0):
             return
-        rounds = self.room.db.rows("SELECT DISTINCT round FROM cells WHERE status IN ('waiting', 'started')")
+        rounds = self.room.db.rows("SELECT DISTINCT round FROM cells WHERE status IN ('waiting', 'started') "
+                                   "ORDER BY round")  # fmt: skip
         if not rounds:
             return
         live = 0
         for (round,) in rounds:
             live += self._follow([c for c in self.cells.all(round) if c.status == "started"])
-        if not live:
+        if not live:  # what the room looks at now goes first; what an earlier question left waiting comes after it
             cells = self.cells.all(rounds[-1][0])
             gathering = [c for c in cells if c.status == "waiting" and time.time() - c.taken < self.gather_s]
             for group in batches(cells)[:1]:
@@ -230,15 +231,15 @@ class Dispatcher:
         for c in started:
             run = self.cells.run_of(c)
             if run is None:
-                self.cells._update([c.id], status="failed")
+                self.cells.update([c.id], status="failed")
                 continue
             steps += run.step
             if run.status == "failed" or run.status == "interrupted" and c.tries >= TRIES:
-                self.cells._update([c.id], status="failed")
+                self.cells.update([c.id], status="failed")
             elif run.status in ("done", "diverged") or run.status == "stopped" and run.step:
-                self.cells._update([c.id], status="done")
+                self.cells.update([c.id], status="done")
             elif run.status == "stopped":
-                self.cells._update([c.id], status="cancelled")
+                self.cells.update([c.id], status="cancelled")
             else:
                 live += 1
                 if run.status == "interrupted" or self._forgotten(c, run):
@@ -270,7 +271,7 @@ class Dispatcher:
                                      "AND status = 'waiting'", (run.id, runs[0].id, c.id))  # fmt: skip
                 if not self.room.db.connection.changes():  # cancelled in this moment
                     self.store.ask_to_stop(run.id)
-            self.room._changed()
+            self.room.changed()
         for run in runs:
             self.store.share(run.id)
         ready = [r for r in runs if self.store.get(r.id).status == "queued"]
@@ -284,12 +285,11 @@ class Dispatcher:
     def _again(self, group: Sequence[tuple[Cell, Run]]) -> None:
         """Queue runs whose process was killed, or that were never queued: together once more, from their start."""
         runs = [r for _, r in group]
-        self.cells._update([c.id for c, _ in group], batch=runs[0].id)
+        self.cells.update([c.id for c, _ in group], batch=runs[0].id)
         for c, _ in group:
-            self.cells._update([c.id], tries=c.tries + 1)
+            self.cells.update([c.id], tries=c.tries + 1)
         bind(self.store, runs)
         for run in runs[1:]:
             if run.status == "interrupted":
                 bind(self.store, [run])
         self.queue.wake.set()
-

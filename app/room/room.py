@@ -184,7 +184,7 @@ class Room:
             if n >= MOST_PEOPLE:
                 raise UserError(f"the room is full: {MOST_PEOPLE} people are known here")
             self.db.execute("INSERT INTO people (owner, number, joined) VALUES (?, ?, ?)", (owner, n + 1, time.time()))
-            self._changed()
+            self.changed()
         return Person(owner=owner, number=n + 1, name="")
 
     def rename(self, owner: str, name: Any) -> Person:
@@ -193,7 +193,7 @@ class Room:
         self.arrive(owner)
         with self.db.told(), self.db.transaction():
             self.db.execute("UPDATE people SET name = ? WHERE owner = ?", (clean, owner))
-            self._changed()
+            self.changed()
         return self.arrive(owner)
 
     def guess(self, owner: str, round: Any, choice: Any) -> None:
@@ -210,7 +210,7 @@ class Room:
             self.db.execute("INSERT INTO guesses VALUES (?, ?, ?, ?) ON CONFLICT (round, owner) "
                             "DO UPDATE SET choice = excluded.choice, at = excluded.at",
                             (round, owner, choice, time.time()))  # fmt: skip
-            self._changed()
+            self.changed()
 
     def curve(self, owner: str, round: Any, seed: Any, steps: Any, loss: Any) -> bool:
         """Keep the curve of somebody's Play, the first one that comes; whether it was new."""
@@ -226,7 +226,7 @@ class Room:
         with self.db.told(), self.db.transaction():
             new = self.db.execute("INSERT OR IGNORE INTO curves VALUES (?, ?, ?)", (round, owner, kept))
             if new:
-                self._changed()
+                self.changed()
         return bool(new)
 
     # ---- what the presenter does
@@ -237,7 +237,7 @@ class Room:
                             (json.dumps(question.to_dict()), time.time()))  # fmt: skip
             id = int(self.db.connection.last_insert_rowid())
             self.db.execute("UPDATE room SET stage = 'predict', round = ?", (id,))
-            self._changed()
+            self.changed()
         return id
 
     def go(self, stage: Any) -> None:
@@ -252,7 +252,7 @@ class Room:
                 raise UserError(f"the room is past {stage}: all have seen what was guessed; press Predict for the next "
                                 "question")  # fmt: skip
             self.db.execute("UPDATE room SET stage = ?", (stage,))
-            self._changed()
+            self.changed()
 
     def budget(self, minutes: Any) -> None:
         """How many minutes of training the round may take."""
@@ -260,7 +260,7 @@ class Room:
             raise UserError(f"minutes is {minutes!r}; the budget is from a moment to 240 minutes")
         with self.db.told(), self.db.transaction():
             self.db.execute("UPDATE room SET minutes = ?", (float(minutes),))
-            self._changed()
+            self.changed()
 
     def begin_anew(self) -> None:
         """An empty room with the same links: people, rounds and guesses go; runs stay in the store."""
@@ -270,11 +270,12 @@ class Room:
             for table in ("people", "rounds", "guesses", "curves", "cells"):
                 self.db.execute(f"DELETE FROM {table}")
             self.db.execute("UPDATE room SET stage = 'lobby', round = NULL")
-            self._changed()
+            self.changed()
         self.seen.clear()
 
     # ---- inside
-    def _changed(self) -> None:
+    def changed(self) -> None:
+        """Make the version grow, within a transaction: pages that have the one before ask for all."""
         self.db.execute("UPDATE room SET version = version + 1")
 
     def tick(self) -> None:
