@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from app.pages import along, compare, cut, held, spectra, train
 from app.pages.lab import Lab
 from app.pages.settings import STRENGTHS, cuts_of, setting_of
+from app.runs.recorded import recorded_run
 from app.runs.run import Run
 from app.runs.store import RunStore
 from lora_core.errors import UserError
@@ -183,6 +184,16 @@ def test_the_losses_along_the_dials_are_measured_kept_and_those_of_one_alone(lab
     answer = held.curve(lab, {"run": str(run.id)})
     assert answer["done"] and answer["families"]["k"]["loss"] == pytest.approx(by_k)
     assert set(answer["figures"]) == {"cut", "strength"}
+
+
+def test_the_losses_of_the_recorded_run_come_with_it(home: Path) -> None:
+    recorded = recorded_run()
+    assert recorded is not None
+    h = along.load(recorded, cuts_of(recorded))  # a folder of its own: what is known has been shipped
+    by_k = h.families["k"].values()
+    assert by_k is not None and h.families["k"].rows == h.families["mb"].rows == h.of == 64
+    assert by_k[0] == pytest.approx(recorded.base_loss, abs=5e-3)
+    assert by_k[-1] == pytest.approx(recorded.loss, abs=5e-3) and h.holders is not None
 
 
 def test_what_cannot_be_measured_is_said_once(lab: Lab, run: Run) -> None:
