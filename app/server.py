@@ -42,6 +42,7 @@ from lora_core.models import DEFAULT
 
 HERE = ("127.0.0.1", "localhost", "::1")
 ANY = ("0.0.0.0", "::")
+KEEP_S = 20  # a page asks at least every 15 s: its connections stay, and none closes just as it asks
 MOST_CONNECTIONS = 600  # what comes beside is told to come again (503)
 
 
@@ -120,7 +121,7 @@ def serve(host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True, 
               "it travels without encryption, so keep to a network that you trust", file=sys.stderr)  # fmt: skip
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=2,
                                            server_header=False, date_header=False, proxy_headers=False,
-                                           limit_concurrency=MOST_CONNECTIONS))  # fmt: skip
+                                           timeout_keep_alive=KEEP_S, limit_concurrency=MOST_CONNECTIONS))  # fmt: skip
     threading.Thread(target=tell, args=(server, address, open_browser, invitation(hall, here)),
                      name="tell", daemon=True).start()  # fmt: skip
     logging.getLogger("lora_lab").setLevel(logging.INFO)

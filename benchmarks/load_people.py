@@ -57,7 +57,12 @@ class Person:
         """An answer's JSON, or its text; None where it was wrong, which is noted."""
         began = time.perf_counter()
         try:
-            answer = await self.client.request(method, path, **more)
+            try:
+                answer = await self.client.request(method, path, **more)
+            except httpx.RemoteProtocolError:  # the connection was closed as it was used: browsers ask a GET again
+                if method != "GET":
+                    raise
+                answer = await self.client.request(method, path, **more)
         except httpx.HTTPError as error:
             self.notes.wrong(f"{kind}: {type(error).__name__} {error}")
             return None

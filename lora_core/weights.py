@@ -65,7 +65,8 @@ def read_header(path: Path) -> Header:
         raise UserError(f"{path} is no safetensors file: its header is no JSON ({str(error)[:80]})") from None
     if not isinstance(told, dict) or len(told) > MAX_NAMES:
         raise UserError(f"{path} is no safetensors file: its header is no list of tensors")
-    metadata = told.pop("__metadata__", None) or {}
+    metadata = told.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise UserError(f"{path} is no safetensors file: its metadata must be texts")
     entries = {name: _entry(path, name, value, 8 + length, size) for name, value in told.items()}

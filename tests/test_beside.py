@@ -231,6 +231,8 @@ def test_broken_headers_are_refused_in_a_sentence(tmp_path_factory: Any, junk: b
     {"a": {"dtype": "F32", "shape": [1 << 62, 1 << 62], "data_offsets": [0, 4]}},
     {"a": [1]},
     {"__metadata__": {"x": 3}},
+    {"__metadata__": []},
+    {"\ud800": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}},
     [],
 ])  # fmt: skip
 def test_headers_that_lie(tmp_path: Path, header: Any) -> None:

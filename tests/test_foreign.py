@@ -277,3 +277,18 @@ def test_factors_of_any_shape_open_or_are_refused(tmp_path_factory: Any, given_:
         return
     loaded = load_file(file)
     assert opened.stored is not None and opened.stored.sites["a"].A.size <= 4**6 and len(loaded) >= 2
+
+
+def test_a_bomb_does_not_go_off(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("model.safetensors", bytes(20 << 20))
+    with pytest.raises(lc.UserError, match="times its size"):
+        open_any(tmp_path / "x.zip", scratch=tmp_path / "out")
+    assert sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) < 8 << 20
+
+
+def test_names_with_very_long_numbers_are_read(tmp_path: Path) -> None:
+    from lora_core.peft_format import read_tensors
+
+    save_file({"9" * 5000: f32(1), "a.10.b": f32(1), "a.9.b": f32(1)}, tmp_path / "n.safetensors")
+    assert list(read_tensors(tmp_path / "n.safetensors"))[1:] == ["a.9.b", "a.10.b"]
