@@ -16,18 +16,24 @@ HTML = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:">
 <title>LoRA, a toy to play with</title>
 <link rel="icon" href="data:,">
 <style>
 {css}
 body {{ margin: 0; background: #f6f7f9; }} body.dark {{ background: #0b111e; }}
-.ll-lab {{ max-width: 1640px; margin: 0 auto; padding: 10px 20px 16px; }} .ll-lab h1 {{ margin: 0 0 8px; font-size: 17px; font-weight: 650; }}
+.ll-lab {{ max-width: 1640px; margin: 0 auto; padding: 10px 20px 16px; }}
+.ll-lab h1 {{ margin: 0 0 8px; font-size: 17px; font-weight: 650; }}
 @media (max-width: 900px) {{ .ll-lab {{ padding-inline: 14px; }} }}
 </style>
 </head>
 <body>
-<main class="ll-lab"><div class="ll"><h1>LoRA Lab: Play</h1></div><div class="ll part-play" id="play"></div><p class="ll ll-note" id="after" hidden></p></main>
+<main class="ll-lab">
+<div class="ll"><h1>LoRA Lab: Play</h1></div>
+<div class="ll part-play" id="play"></div>
+<p class="ll ll-note" id="after" hidden></p>
+</main>
 <script type="module">
 {module}
 // ---- this page: the address behind "#", since a file has no other that may change; the colours of the system
@@ -43,7 +49,7 @@ const part = playground(document.getElementById("play"), {{
   }},
   next: () => {{
     const after = document.getElementById("after");
-    after.textContent = "The same with a real language model: “make run” in the project's folder, then Adapt, Train, Compare and Spectra.";
+    after.textContent = "With a real language model: “make run”, then Adapt, Train, Compare and Spectra.";
     after.hidden = false;
     after.scrollIntoView();
   }},
