@@ -210,6 +210,7 @@ def main() -> int:
     parser.add_argument("--arrivals", type=int, default=30)
     parser.add_argument("--sessions", type=int, default=2000)
     parser.add_argument("--sessions-s", type=float, default=1e9, help="end the sessions after so many seconds")
+    parser.add_argument("--assets", type=int, default=1000, help="files of the page that each arrival fetches at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tiny", action="store_true", help="a random model of two layers in place of the default one")
     given = parser.parse_args()
@@ -226,7 +227,7 @@ def main() -> int:
         try:
             figures = load(server, model, people=given.people, seconds=given.seconds, arrivals=given.arrivals,
                            sessions=given.sessions, browsers_=given.browsers, sessions_s=given.sessions_s,
-                           seed=given.seed)  # fmt: skip
+                           assets=given.assets, seed=given.seed)  # fmt: skip
         finally:
             server.stop()
     figures["beside"] = f"load average {os.getloadavg()[1]:.1f} on {os.cpu_count()} processors, the clients among it"

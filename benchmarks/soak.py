@@ -30,6 +30,16 @@ PARTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "tests.kills",
         ("real", "--times", "40", "--seconds", "150"),
     ),
+    "fuzz": (
+        "ten thousand cases each of files, forms and calls that nobody expects",
+        "tests.fuzz",
+        ("--times", "10000"),
+    ),
+    "load": (
+        "a room of 30 people and 5 browsers for ten minutes, 30 arrivals in a second, 2,000 sessions, while it trains",
+        "benchmarks.load",
+        ("--seconds", "600", "--sessions", "2000"),
+    ),
 }
 
 
