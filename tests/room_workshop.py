@@ -16,6 +16,7 @@ import re
 import sys
 import time
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,12 @@ async def play(url: str, presenter: str, participant: str, *, people: int = 30, 
         await asyncio.gather(*tasks, return_exceptions=True)
         for p in [host, *room]:
             await p.client.aclose()
+
+
+def played(url: str, keys: dict[str, str], **more: Any) -> Told:
+    """`play` in a thread of its own, since a browser of other tests may have an event loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(play(url, keys["presenter"], keys["participant"], **more))).result()
 
 
 async def until(host: Person, condition: Any) -> None:

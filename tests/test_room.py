@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from lora_core.errors import UserError
 from lora_core.families import TARGETS
 from tests.room_kit import STAND_IN
 from tests.room_server import serving
-from tests.room_workshop import play, script
+from tests.room_workshop import played, script
 from tests.runs_kit import until
 
 OWN = Question(kind="own", text="Which rank?", choices=("1", "8", "64"), right=1)
@@ -418,7 +417,7 @@ def test_the_workshops_script_takes_sixty_minutes_and_can_be_asked() -> None:
 def test_thirty_people_play_the_workshop(tmp_path: Path, only: tuple[int, ...]) -> None:
     people = 30
     with serving(tmp_path, stand_in=True) as (url, keys):
-        told = asyncio.run(play(url, keys["presenter"], keys["participant"], poll_s=0.5, only=only))
+        told = played(url, keys, poll_s=0.5, only=only)
     found = told.figures()
     print(found)
     rounds = [q for i, q in enumerate(line.question for line in script() if line.question) if i in only or not only]
@@ -433,7 +432,7 @@ def test_thirty_people_play_the_workshop(tmp_path: Path, only: tuple[int, ...]) 
 def test_thirty_people_play_the_workshop_on_the_real_model(tmp_path: Path) -> None:
     with serving(tmp_path) as (url, keys):
         grid = {"steps": 4, "minutes": 60}
-        told = asyncio.run(play(url, keys["presenter"], keys["participant"], poll_s=1.4, grid=grid))
+        told = played(url, keys, poll_s=1.4, grid=grid)
     print(told.figures())
     assert not told.faults, "\n".join(told.faults[:10])
     assert told.runs == 6
