@@ -44,21 +44,23 @@ class Target:
 
 
 TARGETS = {
-    "data": Target(fuzz_files.data_cases(), fuzz_files.data_file, 120),
-    "adapter": Target(fuzz_adapters.adapter_cases(), fuzz_adapters.adapter, 150, lambda kit: kit.model),
-    "single file": Target(fuzz_adapters.single_cases(), fuzz_adapters.single, 150),
-    "header": Target(fuzz_containers.header_cases(), fuzz_containers.header, 200),
-    "zip": Target(fuzz_containers.zip_cases(), fuzz_containers.zipped, 60),
-    "configuration": Target(fuzz_containers.config_cases(), fuzz_containers.config, 40, lambda kit: kit.model),
-    "form": Target(fuzz_api.form_cases(), fuzz_api.form, 150),
-    "call": Target(fuzz_api.call_cases(), fuzz_api.call, 200, fuzz_api.ready),
-    "stream": Target(fuzz_api.stream_cases(), fuzz_api.stream, 40, fuzz_api.ready),
+    "data": Target(fuzz_files.data_cases(), fuzz_files.data_file, 50),
+    "adapter": Target(fuzz_adapters.adapter_cases(), fuzz_adapters.adapter, 60, lambda kit: kit.model),
+    "single file": Target(fuzz_adapters.single_cases(), fuzz_adapters.single, 60),
+    "header": Target(fuzz_containers.header_cases(), fuzz_containers.header, 80),
+    "zip": Target(fuzz_containers.zip_cases(), fuzz_containers.zipped, 25),
+    "configuration": Target(fuzz_containers.config_cases(), fuzz_containers.config, 12, lambda kit: kit.model),
+    "form": Target(fuzz_api.form_cases(), fuzz_api.form, 60),
+    "call": Target(fuzz_api.call_cases(), fuzz_api.call, 80, fuzz_api.ready),
+    "stream": Target(fuzz_api.stream_cases(), fuzz_api.stream, 12, fuzz_api.ready),
 }
 
 
-def fuzz(name: str, count: int, folder: Path, *, begin: int = 0, until: float | None = None) -> dict[str, float]:
+def fuzz(
+    name: str, count: int, folder: Path, *, begin: int = 0, until: float | None = None, kit: Kit | None = None
+) -> dict[str, float]:
     """{"cases", "seconds", "slowest_s"}. begin: the seed; until: a time of `time.monotonic` to end at."""
-    target, kit = TARGETS[name], Kit(folder)
+    target, kit = TARGETS[name], kit or Kit(folder)
     folder.mkdir(parents=True, exist_ok=True)
     target.ready(kit)
     cases, slowest, began = 0, 0.0, time.monotonic()

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
 from tests.fuzz import TARGETS, fuzz
+from tests.fuzz_files import Kit
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kit]:
+    folder = tmp_path_factory.mktemp("fuzz")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORA_LAB_HOME", str(folder / "home"))
+        yield Kit(folder)
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_nothing_that_is_given_breaks_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LORA_LAB_HOME", str(tmp_path / "home"))
-    found = fuzz(name, TARGETS[name].short, tmp_path)
+def test_nothing_that_is_given_breaks_it(name: str, kit: Kit) -> None:
+    found = fuzz(name, TARGETS[name].short, kit.root, kit=kit)
     assert found["cases"] >= TARGETS[name].short // 2
