@@ -92,11 +92,12 @@ def _behind(items: Any, text: str, places: Places) -> Places:
 def _step(op: Any, value: Any, text: str, places: Places) -> Places:
     n = len(text)
     if op is C.BRANCH:
-        return frozenset().union(*(_behind(inner, text, places) for inner in value[1]))
+        return frozenset(i for inner in value[1] for i in _behind(inner, text, places))
     if op is C.SUBPATTERN:
         return _behind(value[3], text, places)
     if op in REPEATS:
-        return _repeated(*value, text, places)
+        low, high, inner = value
+        return _repeated(low, high, inner, text, places)
     if op is C.AT:
         return places & {0 if value in (C.AT_BEGINNING, C.AT_BEGINNING_STRING) else n}
     if op in (C.ASSERT, C.ASSERT_NOT):
@@ -121,7 +122,7 @@ def _is(op: Any, value: Any, c: str) -> bool:
         return c != "\n"
     if op is C.IN:
         negated = value[0][0] is C.NEGATE
-        return any(_is(*item, c) for item in value[negated:]) != negated
+        return any(_is(kind, inner, c) for kind, inner in value[negated:]) != negated
     if op is C.RANGE:
         return value[0] <= ord(c) <= value[1]
     if op is C.CATEGORY:
