@@ -10,6 +10,7 @@ from contextvars import copy_context
 from typing import Any
 
 import gradio as gr
+from gradio.events import api
 
 from app.pages import adapt, train
 from app.pages.lab import Lab
@@ -84,4 +85,4 @@ def endpoints(lab: Lab) -> None:
         return ask(request, "stop", train.stop, {"run": number})["run"]
 
     for function in (models, tasks, budget, start, run, losses, stop):
-        gr.api(function, api_name=function.__name__, concurrency_limit=AT_ONCE, concurrency_id="programs")
+        api(function, api_name=function.__name__, concurrency_limit=AT_ONCE, concurrency_id="programs")
