@@ -116,8 +116,8 @@ def _apart(x: Tensor, at: Tensor, rows: int, time: int, attn: Any) -> Tensor:
 
 
 def _inside(base: Any) -> bool:
-    """Whether somebody watches a module that `_run` does not call."""
-    if watched(base) or watched(base.encoder) or hooked(base.embeddings):
+    """Whether somebody looks at a module's tokens, which have another shape here, or watches one that is not called."""
+    if any(hooked(m) for m in base.modules()) or watched(base) or watched(base.encoder):
         return True
     for layer in base.encoder.layer:
         attn = layer.attention

@@ -113,5 +113,5 @@ def read_json(path: Path, limit: int = 1 << 20) -> Any:
         if path.stat().st_size > limit:
             return None
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -140,8 +141,9 @@ def empty_model(name: str | os.PathLike[str], *, dtype: str = "auto", labels: in
 
     from lora_core.budget import meta_model
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return meta_model(config, labels=labels, dtype=getattr(torch, number))
+    with _told(known_as):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return meta_model(config, labels=labels, dtype=getattr(torch, number))
 
 
 def find(name: str | os.PathLike[str]) -> tuple[Path, str, Source]:
@@ -197,24 +199,17 @@ def load_folder(
     plain: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     head: dict[str, Any] = {}
     if labels:
-        build = AutoModelForSequenceClassification
-        own = list(dict(config.get("id2label") or {}).values())
+        build, own = AutoModelForSequenceClassification, config.get("id2label")
+        own = list(map(str, own.values())) if isinstance(own, dict) else []
         labels = own if sorted(own) == sorted(labels) else labels  # a trained head has its labels in its own order
         head = {"num_labels": len(labels), "id2label": dict(enumerate(labels)),
                 "label2id": {label: i for i, label in enumerate(labels)}}  # fmt: skip
-    try:
-        with quiet(), seeded(0):
-            # "sdpa", torch's fused attention, is transformers' own choice wherever a model's class supports it
-            model, report = build.from_pretrained(
-                folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **plain, **head
-            )
-            tokenizer = AutoTokenizer.from_pretrained(folder, **plain)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError) as error:
-        raise UserError(f"model '{name}' cannot be loaded: {_first_line(error)}") from error
-    except Exception as error:  # safetensors and tokenizers have error classes of their own, or none
-        if type(error).__module__.partition(".")[0] in ("safetensors", "safetensors_rust", "builtins", "tokenizers"):
-            raise UserError(f"model '{name}' cannot be loaded: {_first_line(error)}") from error
-        raise
+    with _told(name), quiet(), seeded(0):
+        # "sdpa", torch's fused attention, is transformers' own choice wherever a model's class supports it
+        model, report = build.from_pretrained(
+            folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **plain, **head
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, **plain)
     body = f"{model.base_model_prefix}." if labels else ""
     lacking = sorted(report["missing_keys"])
     drawn = tuple(k for k in lacking if labels and not k.startswith(body)
@@ -226,6 +221,17 @@ def load_folder(
     if labels and model.config.pad_token_id is None:  # a decoder's head reads the last token that is not padding
         model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer, kind, drawn
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Files that make no model end in one sentence; what transformers raises for them may be anything."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"model '{name}' cannot be loaded: {_first_line(error)}") from error
 
 
 def _labels(labels: Sequence[str]) -> tuple[str, ...]:

@@ -109,7 +109,8 @@ def test_every_dropout_is_where_transformers_has_it(monkeypatch: pytest.MonkeyPa
 
 def test_it_gives_way_to_hooks_checkpointing_and_other_methods() -> None:
     model = bert()
-    for part in (model.bert, model.bert.embeddings, model.bert.encoder.layer[1].attention.self):
+    for part in (model.bert, model.bert.embeddings, model.bert.encoder.layer[1].attention.self,
+                 model.bert.encoder.layer[2].output.dense):
         handle = part.register_forward_hook(lambda *_: None)
         assert fast_encoder.reader(model) is None
         handle.remove()
