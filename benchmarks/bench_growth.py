@@ -26,7 +26,7 @@ BIG = {"1.1B": (2048, 22), "1.5B": (2048, 28)}
 # The term that is left out, below the setting of the best rate and above it.
 BREAKS = {"rank": ("what a step costs at any rank", "6·n·T: thin products run below the rate of square ones"),
           "length": ("products of few rows, which run below the rate of many", "attention, which grows like T²"),
-          "size": ("what is no product, a large share of a small model", "products beyond the processor's cache")}  # fmt: skip
+          "size": ("what is no product, a large share of a small model", "products beyond the cache")}  # fmt: skip
 
 
 def shape(hidden: int, layers: int) -> Any:

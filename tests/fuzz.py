@@ -70,7 +70,7 @@ def fuzz(
         max_examples=count,
         deadline=None,
         database=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
         phases=(Phase.generate, Phase.shrink) if until is None else (Phase.generate,),
     )
     @given(target.cases)

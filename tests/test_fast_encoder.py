@@ -24,9 +24,11 @@ MASK = (IDS > 0).long()
 
 def bert(dtype: torch.dtype = torch.float64, **more: Any) -> Any:
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=40, hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=40,
-                        max_position_embeddings=16, num_labels=3, **more)  # fmt: skip
-    return BertForSequenceClassification(config).to(dtype).eval()
+    kind: Any = BertConfig
+    config = kind(vocab_size=40, hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=40,
+                  max_position_embeddings=16, num_labels=3, **more)  # fmt: skip
+    model: Any = BertForSequenceClassification(config)
+    return model.to(dtype).eval()
 
 
 @settings(max_examples=30, deadline=None)
