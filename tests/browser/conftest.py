@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
 
 from tests.browser_path import browser_path
 
@@ -96,6 +96,9 @@ def own_home(folder: Path) -> Path:
     with suppress(OSError):  # how fast this machine is, so that it is not timed again
         shutil.copy(home_path() / "machine.json", folder)
     return folder
+
+
+expect.set_options(timeout=30_000)  # a page waits its turn where tests run side by side
 
 
 @pytest.fixture(scope="session")

@@ -55,6 +55,9 @@ def matrices(page: Page) -> None:
 
 
 def sides(page: Page) -> None:
+    chosen = page.locator(".sd-chip[aria-pressed=true]")
+    while chosen.count() > 2:  # at most four stand side by side
+        chosen.last.click()
     page.locator(".sd-chip", has_text="k = 2").click()
     page.locator(".sd-chip", has_text="× 0.5").click()
 
