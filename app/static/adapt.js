@@ -73,7 +73,7 @@ export function adapt(root) {
     }
     title.textContent = `One of ${facts.layers} layers of ${facts.name.split("/").at(-1)}`;
     map?.destroy();
-    map = LayerMap(holder, {matrices: facts.matrices, layers: facts.layers, ranks: RANKS, state: shown(), height: 244,
+    map = LayerMap(holder, {matrices: facts.matrices, layers: facts.layers, ranks: RANKS, state: shown(), height: 256,
       ids: {targets: "targets", rank: "rank", alpha: "alpha"}, 
       help: {layers: what("layers", "a layer"), rank: what("rank", "the rank"), alpha: what("alpha"), scaling: what("scaling", "the scaling")}, onChange: take, onPick: (name) => choose(chosen().layer, name)});
     mark();
