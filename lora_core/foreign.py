@@ -184,9 +184,9 @@ def unpack(path: Path, into: Path) -> Path:
                 folder, _, last = name.rpartition("/")
                 if folder == where and last.endswith(WANTED) and not last.startswith("."):
                     room -= _member(archive, member, into / Path(last).name, room)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except Exception as error:  # for bytes that are no zip's it raises zlib.error, LZMAError, IndexError and others
         raise UserError(f"{path.name} cannot be unpacked: {str(error)[:120] or type(error).__name__}") from None
     return into
 

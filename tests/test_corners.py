@@ -223,18 +223,27 @@ def test_the_hub_name_of_a_packaged_model_means_the_package() -> None:
     assert (name, source) == ("smollm2-135m", "embedded")
 
 
-def test_a_fault_of_ours_is_not_called_the_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_whatever_the_loading_raises_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     class Odd(Exception):
         pass
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", raising(Odd()))
-    with pytest.raises(Odd):
+    with pytest.raises(lc.UserError, match="cannot be loaded: Odd$") as told:
         lc.load_model(tiny_llama(tmp_path), device="cpu", dtype="float32")
+    assert isinstance(told.value.__cause__, Odd)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", raising(ValueError("x" * 400 + "\nsecond line")))
     with pytest.raises(lc.UserError, match=r"cannot be loaded: x{297}\.\.\.$"):
         lc.load_model(tmp_path, device="cpu", dtype="float32")
+
+
+def test_a_fault_of_ours_is_not_called_the_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from lora_core import models
+
+    monkeypatch.setattr(models, "_complete", raising(KeyError("ours")))
+    with pytest.raises(KeyError, match="ours"):
+        lc.load_model(tiny_llama(tmp_path), device="cpu", dtype="float32")
 
 
 def test_smollm2_is_taken_out_of_the_gguf_file_in_its_wheel(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,20 @@ def test_zips_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         open_any(tmp_path / "bad.zip", scratch=tmp_path / "out2")
     with pytest.raises(lc.UserError, match="unpack it first"):
         open_any(tmp_path / "z.zip")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_zip_is_told_in_a_sentence(method: int, tmp_path: Path) -> None:
+    whole = tmp_path / "whole.zip"
+    with zipfile.ZipFile(whole, "w", method) as z:
+        z.writestr("x.safetensors", bytes(range(256)) * 40)
+    content = whole.read_bytes()
+    for at in [*range(60), *range(len(content) - 120, len(content))]:  # the member's start, the archive's end
+        damaged = bytearray(content)
+        damaged[at] ^= 255
+        (tmp_path / "bad.zip").write_bytes(damaged)
+        with suppress(lc.UserError):  # nothing else
+            open_any(tmp_path / "bad.zip", scratch=tmp_path / "out")
 
 
 names = st.text("abAB_.lorupdwnightadefk0123", min_size=1, max_size=40)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
     model = str(tiny_llama(home / "tiny"))
     server = Server(home, model, stand_in=True)
     try:
-        yield load(server, model, people=8, seconds=5, arrivals=30, sessions=100, sessions_s=4, assets=4)
+        with ThreadPoolExecutor(1) as pool:  # it needs a loop of its own, and a browser's may run in this thread
+            yield pool.submit(lambda: load(server, model, people=8, seconds=5, arrivals=30, sessions=100, sessions_s=4,
+                                           assets=4)).result()  # fmt: skip
     finally:
         server.stop()
     assert not [line for line in server.said if "Traceback" in line], "".join(server.said)[-2000:]

@@ -88,20 +88,21 @@ export function dataRow(root) {
   row.addEventListener("drop", (e) => { e.preventDefault(); row.classList.remove("over"); take(e.dataTransfer.files[0]); });
 
   /* ---- what is known of the rows: how many, how long, which were cut */
-  let asking = 0;
+  let asking = 0, answered = 0;
   async function about() {
     if (!state.facts) return false;
     const mine = ++asking, {data, config} = state;
     try {
       const found = await get("data", {model: state.facts.name, task: data.task, file: data.file, seed: config.seed, max_tokens: config.max_tokens});
       if (mine !== asking) return true;
+      answered = mine;
       say(fault, "");
       state.about = found;
       emit("about", found);
       return true;
     } catch (error) {
       if (!(error instanceof Refused || error instanceof Away)) throw error;
-      if (mine === asking) refused(error);
+      if (mine === asking) { answered = mine; refused(error); }
       return false;
     }
   }
@@ -109,12 +110,21 @@ export function dataRow(root) {
     if (!a) return;
     note.replaceChildren(`${fmt.int(a.train_rows)} rows, ${fmt.int(a.held_rows)} held out`, " · ", a.notes.length ? h("b", {}, a.notes.length === 1 ? a.notes[0] : `${a.notes.length} remarks`) : a.about);
     note.title = [a.about, ...a.notes].join("\n");
+    if (sheet.open) fill(a);
   });
 
   /* ---- the sheet: rows as the model sees them */
   function open() {
-    const a = state.about;
-    if (!a) return;
+    if (!state.about) return;
+    fill(state.about);
+    sheet.showModal();
+  }
+  function fill(a) {
+    const close = h("form", {method: "dialog"}, h("button", {class: "ll-button"}, "Close"));
+    if (answered !== asking) {                                // what is known is of other rows than those chosen
+      sheet.replaceChildren(h("h2", {id: "dt-h"}, "What is trained on"), h("p", {class: "ll-note"}, "Reading the rows…"), close);
+      return;
+    }
     const text = (p) => h("span", {class: p.trained ? "dt-on" : "dt-off"}, p.text.replaceAll("\n", "↵"));
     sheet.replaceChildren(h("h2", {id: "dt-h"}, `What is trained on: ${a.name}`), h("p", {class: "ll-note"}, a.about),
       h("p", {class: "dt-key"}, h("span", {class: "dt-off"}, "given"), " the model reads this; ", h("span", {class: "dt-on"}, "trained"),
@@ -122,9 +132,7 @@ export function dataRow(root) {
       h("div", {class: "ll-words-list", tabindex: 0, role: "region", "aria-label": "Rows as tokens"},
         h("ol", {class: "dt-rows"}, a.rows.map((r) => h("li", {class: r.cut ? "cut" : null}, h("p", {class: "dt-text"}, r.pieces.map(text)),
           h("p", {class: "ll-note"}, `${r.line ? `line ${r.line}, ` : ""}${r.tokens} tokens${r.cut ? `; longer than ${a.max_tokens}, so it was cut` : ""}`))))),
-      a.notes.length ? h("ul", {class: "dt-notes"}, a.notes.map((n) => h("li", {}, n))) : "",
-      h("form", {method: "dialog"}, h("button", {class: "ll-button"}, "Close")));
-    sheet.showModal();
+      a.notes.length ? h("ul", {class: "dt-notes"}, a.notes.map((n) => h("li", {}, n))) : "", close);
   }
 
   const say = (node, text) => { node.textContent = text; };

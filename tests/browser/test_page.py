@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import NARROW, WIDE, Server, ready, shoot, written
 
@@ -214,10 +214,16 @@ def test_texts_are_never_markup(open_page: Callable[..., Page], tmp_path: Path) 
     file = tmp_path / "x.txt"
     evil = "<img src=x onerror=window.bad=1>${window.bad=2}{{7*7}}</script>"
     file.write_text("".join(f"{i} {evil}||{evil}\n" for i in range(9)))
+    held: list[Route] = []
+    page.route("**/lab/api/data?*", held.append)
     page.locator("#panel-adapt input[type=file]").set_input_files(file)
     page.wait_for_function("LoraLab.state.data.file")
     page.get_by_role("button", name="what is trained on").click()
-    expect(page.get_by_role("dialog", name="What is trained on")).to_contain_text("onerror")
+    sheet = page.get_by_role("dialog", name="What is trained on")
+    expect(sheet).to_contain_text("Reading the rows…")  # not those of the task before
+    for route in held:
+        route.continue_()
+    expect(sheet).to_contain_text("onerror")
     assert page.evaluate("window.bad") is None and page.locator("img[src=x]").count() == 0
 
 
