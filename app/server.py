@@ -31,6 +31,7 @@ from app.pages.keys import Keys
 from app.pages.lab import Lab
 from app.pages.room import OpenRoom, invitation, open_room
 from app.pages.session import ModelSession
+from app.pages.shell import shell
 from app.pages.sweeper import Sweeper
 from app.pages.uploads import Uploads
 from app.room.cells import Dispatcher
@@ -91,7 +92,8 @@ def create_app(store: RunStore, queue: RunQueue, *, session: ModelSession | None
                         ssr_mode=False, show_error=False, max_file_size="1kb", mcp_server=False, pwa=False,
                         theme=page.theme(), head=page.head(assets, room is not None),
                         app_kwargs={"openapi_url": None, "docs_url": None, "redoc_url": None})  # fmt: skip
-    return Guard(Kept(outer), hosts, keys)
+    dress = shell(assets, page.TABS, page.modules(assets, room is not None))
+    return Guard(Kept(outer, dress), hosts, keys)
 
 
 def serve(host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True, *, allow: tuple[str, ...] = (),

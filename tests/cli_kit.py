@@ -14,7 +14,8 @@ ROWS = "\n".join(f"name : Place {i} | food : {f}||Place {i} serves {f} food." fo
 
 def short(tiny: Path, rows: Path, *more: object) -> tuple[object, ...]:
     """A training of four steps."""
-    return ("train", "--model", tiny, "--data", rows, "--steps", 4, "--batch-size", 4, "--rank", 2, "--lr", 0.05, *more)
+    return ("train", "--model", tiny, "--data", rows, "--steps", 4, "--batch-size", 4, "--rank", 2, "--lr", 0.05,
+            "--dtype", "float32", *more)  # fmt: skip
 
 
 def only_json(out: str) -> dict[str, Any]:

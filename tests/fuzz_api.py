@@ -183,7 +183,7 @@ USUAL: dict[str, Form] = {
     "model": {"name": "MODEL"},
     "weights": {"name": "MODEL"},
     "data": {"model": "MODEL", "task": "sentiment", "seed": "0", "max_tokens": "64"},
-    "run": {"run": "1", "seen": "x", "over": "auto"},
+    "run": {"run": "1", "seen": "x", "over": "auto", "light": "1"},
     "film": {"run": "1", "m": "layers.0.q"},
     "held": {"run": "1", "first": "k", "holders": ""},
     "fit": {"run": "1", "other": "1", "m": "layers.0.q"},

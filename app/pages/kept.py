@@ -1,7 +1,9 @@
 """Gradio's own answers that are the same for everybody, made once: the page, its theme, its modules.
 
 Gradio writes the page anew for every arrival (60 ms of a processor) and compresses its modules each time that one is
-asked for (as much again). Here the first to ask waits, and all others get what it got, compressed as far as it goes.
+asked for (as much again). Here the first to ask waits, and all others get what it got. It comes as it is, so that the
+first visit does not wait for compression beside the start of everything else; what is asked for again is compressed as
+far as it goes, one thing at a time.
 What is asked is asked in our words: of a visitor's headers only the host comes through, so nobody's answer depends on
 somebody else's request.
 """
@@ -14,7 +16,7 @@ import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -35,11 +37,15 @@ PLAIN = ("image/", "font/", "application/octet-stream")
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """An answer as it was given: its type, its bytes in each encoding, and what tells it from a later one."""
+    """An answer as it was given: its type, its bytes in each encoding, and what tells it from a later one.
+
+    packed  whether all encodings that it will have are there
+    """
 
     type: str
     tag: str
     encoded: dict[str, bytes]
+    packed: bool
 
     @property
     def size(self) -> int:
@@ -47,12 +53,14 @@ class Answer:
 
 
 class Kept:
-    """Wraps an ASGI app."""
+    """Wraps an ASGI app. dress: what is done with the page before it is kept."""
 
-    def __init__(self, app: Any) -> None:
-        self.app = app
+    def __init__(self, app: Any, dress: Callable[[bytes], bytes] = bytes) -> None:
+        self.app, self.dress = app, dress
         self.answers: OrderedDict[tuple[str, str], Answer] = OrderedDict()
         self.making: dict[tuple[str, str], asyncio.Task[Answer | None]] = {}
+        self.packing: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self.one = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
         path = scope.get("path", "")
@@ -72,6 +80,8 @@ class Kept:
         key = (path, host.decode("latin-1"))
         if (found := self.answers.get(key)) is not None:
             self.answers.move_to_end(key)
+            if not found.packed and key not in self.packing:
+                self.packing[key] = asyncio.create_task(self._pack(key, found))
             return found
         if key not in self.making:
             self.making[key] = asyncio.create_task(self._make(scope, key))
@@ -89,13 +99,24 @@ class Kept:
             status, type, body = await collected(self.app, asked)
             if status != 200 or len(body) > MOST_ONE:
                 return None
-            made = await run_in_threadpool(packed, type, body)
+            body = self.dress(body) if path == "/" else body
+            tag = f'"{hashlib.sha256(body).hexdigest()[:20]}"'
+            made = Answer(type=type, tag=tag, encoded={"": body}, packed=len(body) <= SMALL or type.startswith(PLAIN))
             self.answers[key] = made
             while len(self.answers) > MOST_NAMES or sum(a.size for a in self.answers.values()) > MOST_ALL:
                 self.answers.popitem(last=False)
             return made
         finally:
             self.making.pop(key, None)
+
+    async def _pack(self, key: tuple[str, str], found: Answer) -> None:
+        try:
+            async with self.one:
+                made = await run_in_threadpool(packed, found)
+            if self.answers.get(key) is found:
+                self.answers[key] = made
+        finally:
+            self.packing.pop(key, None)
 
     async def _send(self, method: str, path: str, found: Answer, asked: dict[bytes, bytes], send: Send) -> None:
         accepted = asked.get(b"accept-encoding", b"").decode("latin-1")
@@ -112,14 +133,12 @@ class Kept:
         await send({"type": "http.response.body", "body": b"" if fresh or method == "HEAD" else data})
 
 
-def packed(type: str, body: bytes) -> Answer:
-    """An answer in all encodings that make it smaller."""
-    encoded = {"": body}
-    if len(body) > SMALL and not type.startswith(PLAIN):
-        encoded["gzip"] = gzip.compress(body, 6, mtime=0)
-        if (small := brotli(body)) is not None:
-            encoded["br"] = small
-    return Answer(type=type, tag=f'"{hashlib.sha256(body).hexdigest()[:20]}"', encoded=encoded)
+def packed(found: Answer) -> Answer:
+    """The same in all encodings that make it smaller."""
+    encoded = {"": (body := found.encoded[""]), "gzip": gzip.compress(body, 6, mtime=0)}
+    if (small := brotli(body)) is not None:
+        encoded["br"] = small
+    return replace(found, encoded=encoded, packed=True)
 
 
 async def collected(app: Any, scope: Scope) -> tuple[int, str, bytes]:

@@ -32,6 +32,7 @@ FONTS = ["Inter", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica
 PAPER, PAPER_DARK, INK, INK_DARK = "#f6f7f9", "#0b111e", "#0f172a", "#e8edf5"  # painted before the style sheet comes
 THREADS = 16  # of Gradio's callbacks; at its usual 40 they share the threads that answer everything else
 SESSIONS = 200  # that Gradio remembers; nothing precious is in them
+REST_S = 0.03  # between two looks of Gradio's queue when it is empty; its own 1 ms is a twelfth of a processor for nothing
 PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -57,6 +58,7 @@ def build(lab: Lab) -> gr.Blocks:
     page.max_threads = THREADS
     page.state_session_capacity = SESSIONS
     page.queue(api_open=False, max_size=64)
+    page._queue.sleep_when_free = REST_S  # there is no other way to set it
     return page
 
 
@@ -67,14 +69,16 @@ def part(name: str, value: Any) -> gr.HTML:
                    js_on_load=mount)  # fmt: skip
 
 
+def modules(assets: Assets, room: bool = False) -> list[str]:
+    """Our modules, fetched before Gradio asks for them (see `shell`); those of a room in a room alone."""
+    return [n for n in assets.files if n.endswith(".js") and n != "plotly.min.js" and (room or not n.startswith("room"))]
+
+
 def head(assets: Assets, room: bool = False) -> str:
-    """What stands in the page's head: the styles, the modules, and a list for parts that come before them.
+    """What Gradio puts into the page's head: the styles, the modules, and a list for parts that come before them.
 
     room: with the modules of a room, of which a page elsewhere knows nothing
     """
-    modules = [n for n in assets.files if n.endswith(".js") and n not in ("main.js", "plotly.min.js")
-               and (room or not n.startswith("room"))]  # fmt: skip
-    preload = "".join(f'<link rel="modulepreload" href="{assets.url(n)}">' for n in modules)
     early = ("window.LoraLab = {waiting: [], mount(...part) { this.waiting.push(part); }, "
              f"plotly: {json.dumps(assets.url('plotly.min.js'))}}};")  # fmt: skip
     lines = (
@@ -86,7 +90,6 @@ def head(assets: Assets, room: bool = False) -> str:
         f'<link rel="stylesheet" href="{assets.url("compare.css")}">',
         f'<link rel="icon" type="image/svg+xml" href="{assets.url("icon.svg")}">',
         f"<script>{early}</script>",
-        preload,
         f'<script type="module" src="{assets.url("main.js")}"></script>',
         f'<link rel="stylesheet" href="{assets.url("room.css")}">' if room else "",
         f'<script type="module" src="{assets.url("room.js")}"></script>' if room else "",

@@ -84,7 +84,7 @@ def view(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     """A run as it stands; the picture only when it is another than the one that was seen.
 
     query: run, seen (the version that the page has), over (numbers of the runs behind it; "auto" for the one that
-    says most)
+    says most), light (with seen: while it lives the numbers alone, of whatever version)
     """
     run = lab.run(query.get("run"))
     events = lab.store.events(run.id)
@@ -123,6 +123,9 @@ def view(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
         answer["says"] = f"run {run.id} is training: step {answer['step']:,} of {run.steps:,}"
     answer["says"] = alive.line(lab, run, answer["says"])
     if query.get("seen") == version:
+        return answer
+    if query.get("light") and query.get("seen") and run.live:
+        del answer["version"]  # the pictures that the page has are older
         return answer
     norms = next((e["norms"] for e in reversed(events) if e.get("norms")), {})
     names = [(("recorded run" if r.recorded else f"run {r.id}"), lab.store.events(r.id)) for r in behind]

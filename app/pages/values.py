@@ -35,7 +35,7 @@ KINDS: dict[str, tuple[Any, str]] = {
 # of each address the names that it takes, those that it needs with a "!"; "…": also others (an address of the page)
 GET = {
     "boot": "run model …", "model": "name!", "data": "model! task file name seed max_tokens", "weights": "name!",
-    "runs": "text status model limit offset", "run": "run! seen over", "form": "run!", "film": "run! m",
+    "runs": "text status model limit offset", "run": "run! seen over light", "form": "run!", "film": "run! m",
     "pareto": "run!", "compare": "run!",
     "dials": "run!", "held": "run! first holders", "sides": "run!", "fit": "run! other! m", "heat": "run open",
     "spectrum": "run open m! with", "microscope": "run open m! with part page seq", "besides": "run open", "opened": "",

@@ -14,7 +14,7 @@ const STEPS = [
   ["spectra", "#spectrum-heatmap [data-m]:not([aria-selected]):not([aria-label*='frozen'])", "click a cell"],
   ["questions", ".qs-choices label", "make a guess"],
 ];
-const LOOK = 600, STILL = 150;                                   // ms between two looks at where things stand; after the last scroll
+const LOOK = 600, SELDOM = 4800, STILL = 150;                    // ms between two looks at where things stand; while a run has the processors; after the last scroll
 const GAPS = [2, 8, 16, 30], EDGE = 4, BOB = 5, HAND = 26;      // px: how far from the target, from the window's edge, how it bobs, the hand's side
 const CONTROLS = "button, a[href], input, select, textarea, summary, label, canvas, progress, .main-svg, [role='button'], [role='option'], [data-m]";
 
@@ -55,7 +55,7 @@ export function finger() {
   const words = h("span"), node = h("div", {class: "fg", "aria-hidden": "true", hidden: true},
     h("svg", {viewBox: "0 0 24 24", width: HAND, height: HAND, "stroke-linejoin": "round", "stroke-linecap": "round"},
       h("path", {d: "M9 21l-4.6-6.4a1.6 1.6 0 0 1 2.5-2L9 15V4.6a1.6 1.6 0 0 1 3.2 0V11l5.3 1.1A2.4 2.4 0 0 1 19.4 15l-1.1 6z"})), words);
-  let done = used(), now = null, target = null, timer = 0, soon = 0;
+  let done = used(), now = null, target = null, timer = 0, soon = 0, looked = 0;
   /* Any use of what a step is about ends it, whether or not the finger stood there. */
   function note(e) {
     STEPS.forEach(([tab, where], i) => {
@@ -66,6 +66,7 @@ export function finger() {
     setTimeout(look, 0);
   }
   function look() {
+    looked = performance.now();
     const i = STEPS.findIndex(([tab], i) => tab === state.tab && !done.includes(i)), panel = document.getElementById(`panel-${state.tab}`);
     const found = i < 0 || !panel ? [] : [...panel.querySelectorAll(STEPS[i][1])].filter((n) => n.checkVisibility() && !n.disabled);
     target = found.reduce((a, n) => a && (!(n instanceof SVGElement) || area(a) >= area(n)) ? a : n, null);   // of drawings the largest: it has room
@@ -96,7 +97,7 @@ export function finger() {
   }
   function watch() {
     clearInterval(timer);
-    if (done.length < STEPS.length) timer = setInterval(() => { if (!document.hidden) look(); }, LOOK);
+    if (done.length < STEPS.length) timer = setInterval(() => { if (!document.hidden && performance.now() - looked > (state.view?.live ? SELDOM : LOOK - 50)) look(); }, LOOK);
     look();
   }
   document.addEventListener("click", note, true);

@@ -44,6 +44,7 @@ async function mount(name, element, {props, trigger, watch}) {
     root.append(h("p", {class: "ll-wait"}, "Starting: the first time this takes some seconds."));
   }
   element.replaceChildren(root);
+  if (name === "frame") document.getElementById("ll-first")?.remove();   // what stood there until now
   if (!free.includes(name)) begin(await boot);
   if (name !== "frame") root.replaceChildren();
   const part = parts[name](root, {value: JSON.parse(JSON.stringify(props.value ?? {})),
@@ -67,6 +68,7 @@ function start() {
   follow(state.boot.base, state.boot.usual, state.run);
   show(state.tab, false);
   emit("start");
+  dispatchEvent(new Event("lora-lab"));                             // see app/pages/shell.py
   openRun(state.run);
   if (state.boot.note) { address({run: null}); emit("lost", state.boot.note); }
   (globalThis.requestIdleCallback ?? setTimeout)(() => setTimeout(prefetch, 800));

@@ -24,6 +24,7 @@ function recolour(x, table) {
 const themed = (figure) => recolour(figure, Object.fromEntries(Object.entries(TOKENS).map(([hex, name]) => [hex, token(name)])));
 
 const shown = new Map(), keys = new WeakMap();
+export const spent = {ms: 0};                                      // on all drawing so far
 /* Draws a figure into a div, or moves the one that is there to new data: the same SVG, its zoom kept. A div in a hidden
  * tab has no width; it is drawn when it gets one. */
 export async function draw(div, figure) {
@@ -33,12 +34,13 @@ export async function draw(div, figure) {
   if (!div.clientWidth) { delete div.dataset.drawn; return; }
   const P = await plotly();
   if (shown.get(div) !== figure || !div.clientWidth) return;       // overtaken while the script loaded
-  const {data, layout} = themed(figure), key = `${div.clientWidth}x${div.clientHeight} ${JSON.stringify([data, layout])}`;
+  const began = performance.now(), {data, layout} = themed(figure), key = `${div.clientWidth}x${div.clientHeight} ${JSON.stringify([data, layout])}`;
   if (div.dataset.drawn && keys.get(div) === key) return;          // it stands there already
   keys.set(div, key);
   await P.react(div, data, {...layout, autosize: true}, {displayModeBar: false, responsive: true, doubleClick: "reset"});
   div.querySelectorAll(".main-svg").forEach((s) => s.setAttribute("aria-hidden", "true"));
   div.dataset.drawn = "1";
+  spent.ms += performance.now() - began;
 }
 export const drawn = (div) => shown.get(div);
 new MutationObserver(() => shown.forEach((figure, div) => div.isConnected && draw(div, figure)))

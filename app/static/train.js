@@ -82,6 +82,7 @@ export function train(root, {value}) {
   on("view", (v) => {
     ready();
     status.dataset.status = v ? (v.recorded ? "recorded" : v.status) : "none";
+    status.toggleAttribute("data-beat", Boolean(v?.live) && !status.hasAttribute("data-beat"));   // the dot beats with the server's answers: an animation would wake the processors sixty times a second
     status.replaceChildren(v ? v.says : "Nothing is trained yet", ...(v?.error ? [h("span", {class: "ll-fault"}, v.error)] : []));
     badge.hidden = !v?.recorded;
     resume.hidden = !v?.can_resume;

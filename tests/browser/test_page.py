@@ -215,7 +215,7 @@ def test_texts_are_never_markup(open_page: Callable[..., Page], tmp_path: Path) 
     evil = "<img src=x onerror=window.bad=1>${window.bad=2}{{7*7}}</script>"
     file.write_text("".join(f"{i} {evil}||{evil}\n" for i in range(9)))
     held: list[Route] = []
-    page.route("**/lab/api/data?*", held.append)
+    page.route("**/lab/api/data?*", lambda route: held.append(route))
     page.locator("#panel-adapt input[type=file]").set_input_files(file)
     page.wait_for_function("LoraLab.state.data.file")
     page.get_by_role("button", name="what is trained on").click()

@@ -50,7 +50,7 @@ class Room:
                 "spec": {"targets": ["q", "v"], "rank": 2}, "config": config, "text": "a text", "prompt": "a prompt",
                 "stage": "forward", "step": 1, "name": "rank", "quick": True, "tokens": 10.0, "labelled": 5.0,
                 "part": "spectrum", "over": str(self.run.id), "first": "k", "holders": "1", "seed": 0,
-                "max_tokens": 64, "base": None, "setting": None, "seen": "", "task": None}  # fmt: skip
+                "max_tokens": 64, "base": None, "setting": None, "seen": "", "task": None, "light": None}  # fmt: skip
 
     def questions(self) -> list[tuple[str, str, dict[str, Any]]]:
         """Every address of the page with Anna's things: (method, address, what is asked)."""
