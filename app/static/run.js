@@ -3,7 +3,7 @@
 import {Away, Refused, address, asked, emit, get, on, state} from "./core.js";
 import {spent} from "./plot.js";
 
-const SHARE = 1 / 40, SOONEST = 1000, LATEST = 6000;             // of the time that drawing may take; ms between two pictures
+const SHARE = 1 / 60, SOONEST = 1000, LATEST = 6000;             // of the time that drawing may take; ms between two pictures
 let pictured = -Infinity, before = 0;                            // when the last pictures came, and what had been drawn until then
 const pace = () => Math.min(LATEST, Math.max(SOONEST, (spent.ms - before) / SHARE));
 let timer = 0, over = asked("over") ?? "auto", asking = 0, first = true;

@@ -234,6 +234,23 @@ def test_a_run_that_is_none(open_page: Callable[..., Page]) -> None:
 
 
 # ---- speed, and a server that goes away
+def test_a_page_at_rest_wakes_nobody(open_page: Callable[..., Page]) -> None:
+    page = open_page("/?tab=adapt")
+    page.context.add_init_script("""window.frames_asked = 0;
+      const own = window.requestAnimationFrame.bind(window);
+      window.requestAnimationFrame = (f) => { window.frames_asked++; return own(f); };""")
+    page.reload()
+    ready(page)
+    page.wait_for_timeout(1500)
+    before = page.evaluate("frames_asked")
+    page.wait_for_timeout(2000)
+    frames = page.evaluate("frames_asked") - before
+    endless = page.evaluate("""document.getAnimations().filter(a => a.effect.getComputedTiming().endTime === Infinity)
+      .map(a => a.animationName)""")
+    assert endless == []
+    assert frames < 10, f"{frames} frames asked for in two seconds"  # some finish what they began; a loop asks for 120
+
+
 def test_a_click_on_a_matrix_is_answered_at_once(open_page: Callable[..., Page], run: int) -> None:
     page = open_page(f"/?run={run}&tab=spectra")
     page.wait_for_selector("#spectrum-plot .main-svg")

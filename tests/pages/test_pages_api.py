@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from app.runs.events import NAME, EventWriter
 from app.runs.run import Run
 from app.runs.store import RunStore
 from tests.pages_kit import FILE, ask, say
@@ -121,6 +122,28 @@ def test_a_run_as_it_stands(page: TestClient, run: Run) -> None:
     again = ask(page, "run", run=run.id, seen=v["version"])
     assert "figure" not in again and again["version"] == v["version"]
     assert "figure" in ask(page, "run", run=run.id, seen="other")
+
+
+def test_a_live_run_gives_its_numbers_between_two_pictures(page: TestClient, store: RunStore, run: Run) -> None:
+    new = store.create(run.request)
+    assert store.claim(new.id) is not None
+    writer = EventWriter(store.folder(new.id) / NAME)
+
+    def step(n: int) -> None:
+        writer.append({"kind": "step", "step": n, "steps": 6, "loss": 3.0 - 0.1 * n, "tokens_per_s": 100.0})
+
+    try:
+        step(1)
+        v = ask(page, "run", run=new.id, light=1)  # nothing was seen yet: all of it
+        assert v["figure"]["data"] and v["live"]
+        step(2)
+        light = ask(page, "run", run=new.id, seen=v["version"], light=1)
+        assert light["step"] == 2 and not {"figure", "rows", "warm", "version"} & set(light)
+        assert ask(page, "run", run=new.id, seen=v["version"])["figure"]["data"]
+        assert "figure" in ask(page, "run", run=run.id, seen="other", light=1)  # it has ended: no other will come
+    finally:
+        writer.close()
+        store.finish(new.id, "stopped")
 
 
 def test_runs_that_are_none(page: TestClient) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import re
 import time
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.pages import kept
+from app.pages.assets import Assets
 from app.pages.kept import Kept
+from app.pages.shell import shell
 from app.runs.store import RunStore
 from tests.pages_kit import client
 
@@ -50,6 +53,25 @@ def test_the_page_is_kept_and_answers_with_its_tag(page: TestClient) -> None:
     assert head.status_code == 200 and head.content == b"" and int(head.headers["content-length"]) > 1000
 
 
+def test_what_is_seen_first_waits_for_no_style_sheet_and_no_module(page: TestClient) -> None:
+    text = page.get("/").text
+    first = text.index('id="ll-first"')
+    assert text.index("modulepreload") < first < text.index("<gradio-app") and "Questions" in text[first:][:600]
+    before = text[: text.index("<body")]
+    sheets = re.findall(r'<link[^>]*rel="stylesheet"[^>]*>', before)
+    assert sheets and all('media="print"' in sheet for sheet in sheets)  # Gradio's too
+    for address in re.findall(r'<link rel="(?:modulepreload|preload)"[^>]* href="([^"]+)"', before):
+        assert page.head(f"/{address}").status_code == 200, address
+    assert "room" not in " ".join(re.findall(r'href="([^"]+)"', before))
+
+
+def test_a_page_that_is_not_gradios_stays_as_it_is() -> None:
+    dressed = shell(Assets(), (("play", "<Play>"),), [])
+    assert dressed(b"<p>nothing</p>") == b"<p>nothing</p>"
+    made = dressed(b"<head><script></script></head><body><gradio-app></gradio-app>")
+    assert b"&lt;Play&gt;" in made and made.endswith(b"<gradio-app></gradio-app>")
+
+
 def test_each_address_has_its_own_page_and_nobody_can_put_another_one_there(page: TestClient) -> None:
     evil = {"host": "localhost:7860", "x-forwarded-host": "evil.example", "x-forwarded-proto": "https"}
     assert "evil.example" not in page.get("/", headers=evil).text
@@ -58,8 +80,6 @@ def test_each_address_has_its_own_page_and_nobody_can_put_another_one_there(page
 
 
 def test_modules_may_stay_for_ever_and_faults_are_not_kept(page: TestClient) -> None:
-    import re
-
     module = re.search(r"assets/[\w.-]+\.js", page.get("/").text)
     assert module is not None
     answer = page.get("/" + module[0])
