@@ -92,7 +92,7 @@ def create_app(store: RunStore, queue: RunQueue, *, session: ModelSession | None
                         ssr_mode=False, show_error=False, max_file_size="1kb", mcp_server=False, pwa=False,
                         theme=page.theme(), head=page.head(assets, room is not None),
                         app_kwargs={"openapi_url": None, "docs_url": None, "redoc_url": None})  # fmt: skip
-    dress = shell(assets, page.TABS, page.modules(assets, room is not None))
+    dress = shell(assets, page.TABS, page.files(assets, room is not None))
     return Guard(Kept(outer, dress), hosts, keys)
 
 

@@ -32,7 +32,7 @@ FONTS = ["Inter", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica
 PAPER, PAPER_DARK, INK, INK_DARK = "#f6f7f9", "#0b111e", "#0f172a", "#e8edf5"  # painted before the style sheet comes
 THREADS = 16  # of Gradio's callbacks; at its usual 40 they share the threads that answer everything else
 SESSIONS = 200  # that Gradio remembers; nothing precious is in them
-REST_S = 0.03  # between two looks of Gradio's queue when it is empty; its own 1 ms is a twelfth of a processor for nothing
+REST_S = 0.03  # between two looks of Gradio's queue when it is empty; its own 1 ms costs a twentieth of a processor
 PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -69,9 +69,10 @@ def part(name: str, value: Any) -> gr.HTML:
                    js_on_load=mount)  # fmt: skip
 
 
-def modules(assets: Assets, room: bool = False) -> list[str]:
-    """Our modules, fetched before Gradio asks for them (see `shell`); those of a room in a room alone."""
-    return [n for n in assets.files if n.endswith(".js") and n != "plotly.min.js" and (room or not n.startswith("room"))]
+def files(assets: Assets, room: bool = False) -> list[str]:
+    """Our modules and styles, fetched before Gradio asks for them (see `shell`); those of a room in a room alone."""
+    return [n for n in assets.files if n.endswith((".js", ".css")) and n != "plotly.min.js"
+            and (room or not n.startswith("room"))]  # fmt: skip
 
 
 def head(assets: Assets, room: bool = False) -> str:

@@ -241,14 +241,17 @@ def test_a_page_at_rest_wakes_nobody(open_page: Callable[..., Page]) -> None:
       window.requestAnimationFrame = (f) => { window.frames_asked++; return own(f); };""")
     page.reload()
     ready(page)
-    page.wait_for_timeout(1500)
-    before = page.evaluate("frames_asked")
-    page.wait_for_timeout(2000)
-    frames = page.evaluate("frames_asked") - before
+    seen = []
+    for _ in range(20):  # what moved at the start comes to its end
+        before = page.evaluate("frames_asked")
+        page.wait_for_timeout(1000)
+        seen.append(page.evaluate("frames_asked") - before)
+        if seen[-1] < 5:
+            break
     endless = page.evaluate("""document.getAnimations().filter(a => a.effect.getComputedTiming().endTime === Infinity)
       .map(a => a.animationName)""")
     assert endless == []
-    assert frames < 10, f"{frames} frames asked for in two seconds"  # some finish what they began; a loop asks for 120
+    assert seen[-1] < 5, f"frames asked for in each second: {seen}"  # a loop asks for sixty
 
 
 def test_a_click_on_a_matrix_is_answered_at_once(open_page: Callable[..., Page], run: int) -> None:
