@@ -17,7 +17,7 @@ TRIES = 50  # ports after the one that was asked for
 
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 127.0.0.1 is this machine alone.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; when it is taken, the next free one.")] = 7860,
+    port: Annotated[int, typer.Option(help="Port; when it is taken, the next free one; 0: any free one.")] = 7860,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open the page in a browser.")] = False,
     allow_host: Annotated[list[str] | None, typer.Option(help="Another name that the page is called by, such as that "
                                                               "of a proxy; may be given several times.")] = None,
@@ -29,7 +29,7 @@ def serve(
 ) -> None:
     """The page: train, compare and look inside in a browser."""
     free = free_port(host, port)
-    if free != port:
+    if free != port != 0:
         say(f"port {port} is in use; taking port {free} instead")
     fetch_default()
     start(host=host, port=free, open_browser=not no_browser, allow=tuple(allow_host or ()), new_key=new_key,
