@@ -23,7 +23,7 @@ const PRESETS = [
     }
     if (t) steps = Math.round(Math.min(MOST, Math.max(FEWEST, FEWEST + (DEMO_S - t.total_s) / t.step_s)));
     const set = {steps, batch_size: batch, accumulate: 1, lr: 0.005, eval_rows: 8, eval_every: 0}, all = seconds(facts, spec, about, {...config, ...set});
-    return {spec, config: set, say: `For a first look: ${steps} steps of ${batch} ${batch === 1 ? "row" : "rows"} in the upper half${all ? `, ≈ ${fmt.time(all.total_s)} here` : ""}. The text changes visibly.`};
+    return {spec, config: set, say: `For a first look: ${steps} steps of ${batch} ${batch === 1 ? "row" : "rows"} in the upper half${all ? `, ≈ ${fmt.time(all.total_s)} of training here, as long again to start and to score` : ""}. The text changes visibly.`};
   }},
   {name: "paper's setting", make({facts, about, config}) {
     const steps = Math.max(1, Math.round(EPOCHS * (about?.train_rows ?? 1000) / 8));
