@@ -64,8 +64,8 @@ models: $(VENV)/.installed
 browser: $(VENV)/.installed-dev
 	@bash scripts/browser.sh $(BIN)/python
 
-# On all processors, at most four; the tests of a file in one process, since they share servers and models.
-PYTEST = $(BIN)/python -m pytest -q -n logical --maxprocesses=4 --dist=loadfile
+# On all processors, at most four; tests/conftest.py says which tests share a process.
+PYTEST = $(BIN)/python -m pytest -q -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 test: dev models browser
 	$(PYTEST)

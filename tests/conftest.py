@@ -37,8 +37,22 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return (yield)
 
 
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Which tests share a process: those of a file, since they share models; all of the browser, since they share a
+    server."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Sharing(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "browser" if nodeid.startswith("tests/browser/") else nodeid.partition("::")[0]
+
+    return Sharing(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without a browser its tests are skipped on a person's machine, and fail where CI=true."""
+    """Those of the browser come first, since they take longest. Without a browser they are skipped on a person's
+    machine, and fail where CI=true."""
+    items.sort(key=lambda item: item.path.parent.name != "browser")
     wanted = [item for item in items if item.get_closest_marker("browser")]
     if not wanted or browser_path():
         return
