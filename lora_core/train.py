@@ -17,7 +17,7 @@ import torch
 from lora_core.checkpoint import find_checkpoint, restore_checkpoint, save_checkpoint
 from lora_core.errors import UserError, unknown
 from lora_core.evaluate import mean_loss, spread
-from lora_core.machine import keep_heap
+from lora_core.machine import DTYPES, keep_heap
 from lora_core.objective import Objective, batches_of, objective_for
 from lora_core.preference import BETA
 from lora_core.sealed import remove
@@ -101,6 +101,10 @@ class TrainConfig:
             raise UserError(f"beta is 0: no answer would be preferred to another; try {BETA:g}")
         if self.schedule not in SCHEDULES:
             raise unknown("schedule", str(self.schedule), SCHEDULES)
+        for name, possible in (("dtype", ("auto", *DTYPES)), ("device", ("auto", "cpu", "cuda", "mps"))):
+            v = getattr(self, name)  # which of them are here is known where the model is loaded
+            if not isinstance(v, str) or len(v) > 40:
+                raise UserError(f"{name} is {repr(v)[:40]}; possible: {', '.join(possible)}")
 
     def rate(self, step: int) -> float:
         """The learning rate of step 1, 2, …, steps."""

@@ -98,6 +98,13 @@ def test_empty_lines_count_but_are_no_rows(tmp_path: Path) -> None:
     assert lines(path) == [3, 5]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.txt", "a.jsonl"])
+@pytest.mark.parametrize("text", [",", ",\n,,\n", "\t", "\t\t\n\t", "\n", '""', "||"])
+def test_nothing_but_separators_is_told(name: str, text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        read_rows(write(tmp_path, name, text))
+
+
 def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
     path = write(tmp_path, "a.txt", "one\u2028two\x0c\x85three||four\u2029five\nx||y")
     assert lines(path) == [1, 2]

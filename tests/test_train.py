@@ -205,7 +205,7 @@ def test_schedules() -> None:
     "wrong",
     [dict(steps=0), dict(steps=2.5), dict(steps=True), dict(lr=0), dict(lr=-1), dict(lr=float("nan")),
      dict(batch_size=0), dict(schedule="step"), dict(warmup=2), dict(seed=-1), dict(max_tokens=1),
-     dict(clip=float("inf"))],
+     dict(clip=float("inf")), dict(dtype=[[1.0], float("nan")]), dict(device=None)],
 )  # fmt: skip
 def test_settings_that_are_not_possible(wrong: dict[str, Any]) -> None:
     with pytest.raises(lc.UserError):

@@ -161,7 +161,9 @@ def _table(file: str, text: str, suffix: str, remarks: list[str]) -> Iterator[Ro
     """Rows of a .csv or .tsv."""
     tabs = suffix == ".tsv"
     records = _tsv_records(file, text) if tabs else _records(file, text, ",", csv.QUOTE_MINIMAL)
-    first_line, first = next(records)
+    first_line, first = next(records, (0, []))
+    if not first:  # nothing but separators
+        raise UserError(f"{file} has no rows")
     header = [cell.strip().lower() for cell in first]
     known = next((h for h in HEADERS if set(h) <= set(header)), None)
     if known is None:
