@@ -116,6 +116,9 @@ def check_config(folder: Path, config: Mapping[str, Any], ours: bool) -> None:
         value = config.get(name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
             raise UserError(f"{folder / CONFIG}: {name} is {value!r}, not a positive number")
+    value = config.get("lora_dropout") or 0.0
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise UserError(f"{folder / CONFIG}: lora_dropout is {repr(value)[:80]}, not a number from 0 to below 1")
     for name in ("rank_pattern", "alpha_pattern"):
         values = config.get(name) or {}
         if not isinstance(values, dict) or not all(

@@ -134,7 +134,8 @@ def main(arguments: list[str] | None = None) -> int:
             try:
                 figures[name] = rounds(name, given.times, given.seconds, given.seed * 1000, kit)
             except Exception:  # hypothesis's, with the case in its notes: the other targets go on
-                figures[name] = {"failed": traceback.format_exc()[-4000:]}
+                text = traceback.format_exc()
+                figures[name] = {"failed": text if len(text) < 6000 else f"{text[:4000]} … {text[-2000:]}"}
             print(f"{name}: {figures[name]}", file=sys.stderr, flush=True)
         still()
     print(json.dumps({"times": given.times, **figures}))

@@ -180,6 +180,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
         "comes with a .*q_proj.weight that is not the model's",
     ),
     "rank is text": (config(r="8"), "r is '8'"),
+    "a dropout that is a list": (config(lora_dropout=[{}]), "lora_dropout is \\[{}\\], not a number"),
     "alpha is NaN": (config(lora_alpha=float("nan")), "lora_alpha is nan"),
     "our own file does not fit": (
         lambda f: (f / "lora_lab.json").write_text('{"spec": {}, "sites": []}'),
