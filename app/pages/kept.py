@@ -2,8 +2,8 @@
 
 Gradio writes the page anew for every arrival (60 ms of a processor) and compresses its modules each time that one is
 asked for (as much again). Here the first to ask waits, and all others get what it got. It comes as it is, so that the
-first visit does not wait for compression beside the start of everything else; what is asked for again is compressed as
-far as it goes, one thing at a time.
+first visit does not wait for compression beside the start of everything else; some seconds later, or when it is asked
+for again, it is compressed as far as it goes, one thing at a time.
 What is asked is asked in our words: of a visitor's headers only the host comes through, so nobody's answer depends on
 somebody else's request.
 """
@@ -32,6 +32,7 @@ SAME = re.compile(r"/theme\.css|/(?:assets|static)/.+")
 HASHED = re.compile(r"/assets/[\w.]+-[\w-]{8,}\.(?:js|css|woff2)")  # a changed file has another name
 MOST_ONE, MOST_ALL, MOST_NAMES = 4 << 20, 48 << 20, 600  # bytes of an answer, of all, and how many
 SMALL = 600  # bytes that are not worth compressing
+LATER_S = 10.0  # until what nobody has asked for again is compressed for those who will come
 PLAIN = ("image/", "font/", "application/octet-stream")
 
 
@@ -80,8 +81,7 @@ class Kept:
         key = (path, host.decode("latin-1"))
         if (found := self.answers.get(key)) is not None:
             self.answers.move_to_end(key)
-            if not found.packed and key not in self.packing:
-                self.packing[key] = asyncio.create_task(self._pack(key, found))
+            self._pack_soon(key)
             return found
         if key not in self.making:
             self.making[key] = asyncio.create_task(self._make(scope, key))
@@ -105,9 +105,15 @@ class Kept:
             self.answers[key] = made
             while len(self.answers) > MOST_NAMES or sum(a.size for a in self.answers.values()) > MOST_ALL:
                 self.answers.popitem(last=False)
+            asyncio.get_running_loop().call_later(LATER_S, self._pack_soon, key)
             return made
         finally:
             self.making.pop(key, None)
+
+    def _pack_soon(self, key: tuple[str, str]) -> None:
+        found = self.answers.get(key)
+        if found is not None and not found.packed and key not in self.packing:
+            self.packing[key] = asyncio.create_task(self._pack(key, found))
 
     async def _pack(self, key: tuple[str, str], found: Answer) -> None:
         try:

@@ -144,6 +144,21 @@ def test_what_is_asked_for_again_is_compressed_once(monkeypatch: pytest.MonkeyPa
     assert len({headers[b"etag"] for headers, _ in answers}) == 1
 
 
+def test_what_nobody_asked_for_again_is_compressed_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "LATER_S", 0.01)
+
+    async def once() -> dict[str, bytes]:
+        app = Kept(Slow())
+        await asked(app, "/")
+        for _ in range(200):
+            if app.answers["/", "here"].packed:
+                break
+            await asyncio.sleep(0.02)
+        return app.answers["/", "here"].encoded
+
+    assert {"", "gzip"} < {*run(once())} | {"br"}
+
+
 def test_who_goes_away_takes_nothing_from_the_others() -> None:
     slow = Slow()
 
