@@ -166,14 +166,14 @@ class Person:
             "data": [asked], "fn_index": 0, "session_hash": hash, "event_data": None, "trigger_id": None})  # fmt: skip
         if joined is None:
             return
-        last, done = "", False
+        told, done = "", False  # the first message echoes what was asked, later ones say what changed
         try:
             async with self.client.stream("GET", f"/gradio_api/queue/data?session_hash={hash}") as answer:
                 async for line in answer.aiter_lines():
                     if line.startswith("data:"):
                         message = json.loads(line[5:])
                         if message.get("msg") in ("process_generating", "process_completed"):
-                            last = line if message["msg"] == "process_generating" else last
+                            told += line
                             self.check("stream", line, False)
                         done = done or message.get("msg") == "process_completed"
         except (httpx.HTTPError, ValueError) as error:
@@ -181,7 +181,7 @@ class Person:
             return
         self.notes.seconds["written"].append(time.perf_counter() - began)
         if done:
-            self.check("stream", last, True)
+            self.check("stream", told, True)
         else:
             self.notes.lost.append(f"stream: {self.tag} did not end")
 
