@@ -10,6 +10,8 @@ import pytest
 
 from app import cli
 
+pytestmark = pytest.mark.timeout(900)  # a real training beside whatever else has the processors
+
 
 def answer(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
     capsys.readouterr()

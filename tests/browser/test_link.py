@@ -55,11 +55,14 @@ def matrices(page: Page) -> None:
 
 
 def sides(page: Page) -> None:
-    chosen = page.locator(".sd-chip[aria-pressed=true]")
-    while chosen.count() > 2:  # at most four stand side by side
-        chosen.last.click()
-    page.locator(".sd-chip", has_text="k = 2").click()
-    page.locator(".sd-chip", has_text="× 0.5").click()
+    for text in ("k = 2", "× 0.5"):
+        chip = page.locator(".sd-chip", has_text=text)
+        for _ in range(40):  # at most four stand side by side, and those chosen first may come late
+            if chip.is_enabled():
+                break
+            page.locator(".sd-chip[aria-pressed=true]").last.click()
+            page.wait_for_timeout(250)
+        chip.click()
 
 
 def train(page: Page) -> None:

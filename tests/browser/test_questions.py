@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from lora_core.experiments import NAMES, find_experiment, stored_result
-from tests.browser.conftest import NARROW, WIDE, Server, own_home, ready, shoot
+from tests.browser.conftest import NARROW, SLOW, WIDE, Server, own_home, ready, shoot
 
 ASKED = "/?tab=questions&q=objective"
 E = find_experiment("objective")
@@ -86,7 +86,7 @@ def test_it_is_run_here_stopped_and_goes_on(open_page: Callable[..., Page], serv
     expect(page.locator("#qs-quick")).to_be_disabled()
     page.locator(".qs-item[data-name=objective]").click()
     page.locator("#qs-stop").click()
-    expect(page.locator(".qs-says")).to_contain_text("was stopped at", timeout=30_000)
+    expect(page.locator(".qs-says")).to_contain_text("was stopped at", timeout=SLOW)
     made = (server.home / "made.txt").read_text().splitlines()
     page.get_by_role("button", name="Go on with the quick version").click()
     live = page.locator(".qs-result[data-where='live, here']")
