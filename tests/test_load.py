@@ -22,7 +22,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
     server = Server(home, model, stand_in=True)
     try:
         with ThreadPoolExecutor(1) as pool:  # it needs a loop of its own, and a browser's may run in this thread
-            yield pool.submit(lambda: load(server, model, people=8, seconds=5, arrivals=30, sessions=100, sessions_s=4,
+            yield pool.submit(lambda: load(server, model, people=8, seconds=5, arrivals=30, sessions=2000, sessions_s=9,
                                            assets=4)).result()  # fmt: skip
     finally:
         server.stop()
