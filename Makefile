@@ -16,7 +16,7 @@ help:
 	@echo "make run       install what is missing and open the page (PORT=7860, ARGS=--no-browser)"
 	@echo "make setup     install into $(VENV), nothing else"
 	@echo "make lab       the notebooks, in JupyterLab (LAB_PORT=8888)"
-	@echo "make test      the tests (at most 15 minutes on two cores); make test-all: the slow ones too"
+	@echo "make test      the tests (some 20 minutes on two cores); make test-all: the slow ones too"
 	@echo "make coverage  the library's tests, and which of its lines they do not reach"
 	@echo "make lint      ruff and pyright"
 	@echo "make bench     measurements beside other tools, one JSON line each (ONLY="spectra training")"

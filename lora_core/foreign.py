@@ -9,8 +9,11 @@ the caller's. Pickles are refused, whatever they are called. No torch, no model,
 
 from __future__ import annotations
 
+import lzma
 import shutil
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +32,9 @@ MAX_RATIO = 100  # of a zip's own size: weights hardly shrink, and nothing but a
 MAX_MEMBERS = 2000
 MAX_TEXT = 2000  # characters of one value of the metadata that are kept
 MAX_VALUES = 200
+# what zipfile raises for bytes that are no zip's, from its list of members to what it unpacks with
+BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, NotImplementedError, RuntimeError, EOFError,
+              IndexError, ValueError)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +192,7 @@ def unpack(path: Path, into: Path) -> Path:
                     room -= _member(archive, member, into / Path(last).name, room)
     except UserError:
         raise
-    except Exception as error:  # for bytes that are no zip's it raises zlib.error, LZMAError, IndexError and others
+    except (*BROKEN_ZIP, OSError) as error:
         raise UserError(f"{path.name} cannot be unpacked: {str(error)[:120] or type(error).__name__}") from None
     return into
 

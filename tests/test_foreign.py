@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from tiny import tiny
 
 import lora_core as lc
+from app.pages.opened import bounded
 from lora_core.difference import noise_edge_full, noise_quantiles, same_norm_noise
 from lora_core.foreign import open_any
 
@@ -263,6 +264,8 @@ def test_a_damaged_zip_is_told_in_a_sentence(method: int, tmp_path: Path) -> Non
         (tmp_path / "bad.zip").write_bytes(damaged)
         with suppress(lc.UserError):  # nothing else
             open_any(tmp_path / "bad.zip", scratch=tmp_path / "out")
+        with suppress(lc.UserError):  # what an upload is looked at with first
+            bounded(tmp_path / "bad.zip")
 
 
 names = st.text("abAB_.lorupdwnightadefk0123", min_size=1, max_size=40)

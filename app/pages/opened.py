@@ -175,6 +175,8 @@ def bounded(path: Path) -> None:
     """UserError for a zip whose list of members is too long to be read, or whose members are too large together."""
     import zipfile
 
+    from lora_core.foreign import BROKEN_ZIP
+
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL))
         tail = file.read()
@@ -185,7 +187,7 @@ def bounded(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             total = sum(m.file_size for m in archive.infolist())
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
+    except (*BROKEN_ZIP, OSError):
         raise UserError(f"{path.name} cannot be unpacked: it is no zip") from None
     if total > owners.quota().set_bytes:
         raise UserError(f"{path.name} unpacks to {total >> 20:,} MiB; one adapter may have "

@@ -20,7 +20,6 @@ import secrets
 import shutil
 import stat
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +31,7 @@ from app.runs.run import ENDED, Run
 from app.runs.store import RunStore
 from app.runs.told import Told, read_events, strict_json, told_of
 from lora_core.errors import UserError
+from lora_core.foreign import BROKEN_ZIP
 from lora_core.home import sync_folder, write_json, writing
 from lora_core.tasks.data_files import EXTENSIONS
 from lora_core.tasks.data_files import MOST_BYTES as MOST_ROWS
@@ -134,7 +134,9 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as z:
             yield z
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError) as error:
+    except UserError:
+        raise
+    except BROKEN_ZIP as error:
         raise UserError(f"{path.name} is no readable archive of runs: {error}") from None
     except OSError as error:
         if error.filename == str(path):
