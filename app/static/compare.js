@@ -19,7 +19,7 @@ export function compare(root, {send}) {
   const go = h("button", {class: "ll-button go", type: "button", id: "compare-button", onclick: () => ask()}, "Write both");
   const fault = h("p", {class: "ll-fault", role: "alert"}), ways = h("div", {class: "ll-tabs cp-ways", role: "group", "aria-label": "What to look at"});
 
-  let info = null, dials = null, held = null, shown = null, before = null, seq = 0, timer = 0, poll = 0, way = "cut";
+  let info = null, dials = null, held = null, shown = null, before = null, seq = 0, timer = 0, turned = false, poll = 0, way = "cut";
 
   /* ---- where the dials stand */
   const stand = makeDial({get info() { return info; }, get dials() { return dials; }, get held() { return held; }});
@@ -29,6 +29,8 @@ export function compare(root, {send}) {
     paintDials();
     address({cut: full() ? null : `${dial.by}.${at()}`, strength: dial.strength === 1 ? null : dial.strength, off: [...dial.off].map((m) => m.replace("layers.", "")).join("_")});
     clearTimeout(timer);
+    turned = true;                                                  // what stands there is of the place before
+    pane.busy(way !== "sides");
     timer = setTimeout(ask, soon);
   }
   function paintDials() {
@@ -135,6 +137,7 @@ export function compare(root, {send}) {
 
   /* ---- asking */
   async function ask() {
+    turned = false;
     if (!info?.ready || !state.run && state.run !== 0) return;
     clearTimeout(timer);
     const mine = ++seq, was = shown;
@@ -157,7 +160,7 @@ export function compare(root, {send}) {
 
   /* ---- showing */
   function paint() {
-    const busy = Boolean(shown && !shown.done) || way === "sides" && views.sides.busy(), ready = Boolean(info?.ready);
+    const busy = Boolean(shown && !shown.done) || turned && way !== "sides" || way === "sides" && views.sides.busy(), ready = Boolean(info?.ready);
     below.hidden = !ready;
     go.disabled = busy || !ready;
     go.textContent = way === "sides" ? "Write them" : shown?.seconds ? `Write both (≈ ${fmt.time(shown.seconds)})` : "Write both";

@@ -14,11 +14,12 @@ export function panes(ctx) {
     const {info, shown} = ctx, now = shown?.said ?? ctx.said();
     head.textContent = !info ? "adapted" : shown?.nothing ? "adapted, nothing of ΔW left: the base again" : `adapted by ${info.name}${now ? `, ${now}` : ""}`;
   }
-  function paint(busy) {
+  function busy(is) { for (const p of [base, adapted]) { p.classList.toggle("busy", is); p.setAttribute("aria-busy", is); } }
+  function paint(waits) {
     const {info, shown, before} = ctx;
     badge.hidden = !shown?.recorded;
     heading();
-    for (const p of [base, adapted]) { p.classList.toggle("busy", busy); p.setAttribute("aria-busy", busy); }
+    busy(waits);
     if (!shown) {
       base.replaceChildren(h("span", {class: "ll-note"}, info?.note ?? "Press the button: both models write at once."));
       adapted.replaceChildren();
@@ -29,7 +30,7 @@ export function panes(ctx) {
     const diff = changed(plain ?? "", mine ?? ""), older = before && old !== mine ? changed(old, mine ?? "") : null;
     since.hidden = !(older && shown.done && shown.key !== before.key);
     if (since.hidden) mark = "base";
-    else since.replaceChildren(...[["base", "unlike base"], ["before", "unlike before"]].map(([id, text]) => h("button", {type: "button", title: id === "before" ? `marked is what differs from ${before.said || "all of ΔW"}` : "marked is what the base did not write", "aria-pressed": String(id === mark), onclick: () => { mark = id; paint(busy); }}, text)));
+    else since.replaceChildren(...[["base", "unlike base"], ["before", "unlike before"]].map(([id, text]) => h("button", {type: "button", title: id === "before" ? `marked is what differs from ${before.said || "all of ΔW"}` : "marked is what the base did not write", "aria-pressed": String(id === mark), onclick: () => { mark = id; paint(waits); }}, text)));
     const {runs} = mark === "before" && older ? older : diff;
     adapted.replaceChildren(...(mine ? runs.map(([w, is]) => is ? h("ins", {}, w) : w) : [shown.done ? "(it wrote nothing)" : ""]));
   }
@@ -51,5 +52,5 @@ export function panes(ctx) {
     head.textContent = "adapted";
     line.replaceChildren();
   }
-  return {node, line, heading, paint, losses, blank};
+  return {node, line, heading, busy, paint, losses, blank};
 }
