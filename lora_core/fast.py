@@ -28,7 +28,7 @@ from lora_core.registry import book_of
 FAMILIES = ("llama", "mistral", "qwen2")
 # How far the probe's hidden states may be from transformers', relative: rounding, which is in other places.
 CLOSE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 3e-2}
-Body = Callable[[Tensor, Tensor], Tensor]
+Body = Callable[..., Tensor]
 _probed: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # what the probe of a model has shown
 
 
@@ -95,30 +95,44 @@ def looks_like_llama(model: nn.Module) -> bool:
     return _base(model) is not None
 
 
-def loss_of(head: nn.Module, h: Tensor, targets: Tensor) -> Tensor | None:
-    """The sum of losses of h (n, hidden) under a frozen head without bias; None where the head is something else."""
-    if type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad or watched(head):
-        return None
-    return cast(Tensor, Loss.apply(h, head.weight, targets))
+def loss_of(head: nn.Module, h: Tensor, targets: Tensor, some: bool = False) -> Tensor | None:
+    """The sum of losses of h (n, hidden) under a frozen head without bias; None where the head is something else.
+
+    some: negative targets are among them, which count nothing.
+    """
+    return cast(Tensor, Loss.apply(h, cast(Any, head).weight, targets, some)) if _plain_head(head) else None
+
+
+def _plain_head(head: Any) -> bool:
+    return type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad and not watched(head)
+
+
+def plain(model: nn.Module) -> bool:
+    """Whether a model's body and loss are computed here alone: its head is frozen, and nobody looks on."""
+    base = _base(model)
+    return (base is not None and _plain_head(cast(Any, model).get_output_embeddings()) and not _watched_inside(base)
+            and not any(hooked(m) for m in base.modules()))  # fmt: skip
 
 
 def body(model: nn.Module) -> Body | None:
-    """ids (rows, time), places `at` (n,) in rows·time -> their hidden states (n, hidden), as `model.base_model` gives
-    them; None for a model of another kind."""
+    """ids (rows, time), places `at` (n,) in rows·time, all different -> their hidden states (n, hidden), as
+    `model.base_model` gives them; None for a model of another kind. even=True says that `at` has as many places in each
+    of the parts that other adapters compute."""
     base = _base(model)
     if base is None:
         return None
 
-    def run(ids: Tensor, at: Tensor) -> Tensor:
+    def run(ids: Tensor, at: Tensor, even: bool = False) -> Tensor:
         if _watched_inside(base):
             return base(input_ids=ids, use_cache=False)[0].flatten(0, 1)[at]
         acting = [a for a in book_of(model).adapters.values() if a.on and not a.merged]
         parts = max((a.parts for a in acting), default=1)
         tree = None
-        if ids.shape[0] % parts == 0 and not any(a.spec.dropout for a in acting):  # which draws for every place
+        # Dropout draws for every place; a GPU is quicker with all places than with finding those that are alike.
+        if ids.shape[0] % parts == 0 and ids.device.type == "cpu" and not any(a.spec.dropout for a in acting):
             tree = tree_of(ids, at, parts)
         if tree is None or parts > 1:
-            return _run(base, ids, at, tree)
+            return _run(base, ids, at, tree, even or parts == 1)
         like = base.embed_tokens.weight
         first = others(tree.first, short_of_even(like, len(tree.first)), ids.numel())
         more = others(at, short_of_even(like, len(at)), ids.numel())
@@ -136,7 +150,7 @@ def body(model: nn.Module) -> Body | None:
     return run if _probed[model] else None
 
 
-def _run(base: Any, ids: Tensor, at: Tensor, tree: Tree | None) -> Tensor:
+def _run(base: Any, ids: Tensor, at: Tensor, tree: Tree | None, even: bool = False) -> Tensor:
     rows, time = ids.shape
     layers = base.layers[: base.config.num_hidden_layers]
     first = torch.arange(rows * time, device=ids.device) if tree is None else tree.first
@@ -152,15 +166,16 @@ def _run(base: Any, ids: Tensor, at: Tensor, tree: Tree | None) -> Tensor:
             q, k, v = (cast(Tensor, Spread.apply(t, tree.of)) for t in (q, k, v))
         q, k, v = (t.view(rows, time, -1, attn.head_dim).transpose(1, 2) for t in (q, k, v))
         a = attention(q, k, v, attn.scaling).transpose(1, 2).reshape(rows * time, -1)
-        if tree is not None and i == len(layers) - 1:  # only what is asked for: no layer attends to the rest
-            a, x = cast(Tensor, Pick.apply(a, at)), cast(Tensor, Spread.apply(x, tree.of[at]))
+        if i == len(layers) - 1 and (tree or even):  # only what is asked for: no layer attends to the rest
+            a = cast(Tensor, Pick.apply(a, at))
+            x = cast(Tensor, Spread.apply(x, tree.of[at]) if tree else Pick.apply(x, at))
         elif shared:
             a = cast(Tensor, Pick.apply(a, first))
         x = x + attn.o_proj(a)
         n = _norm(layer.post_attention_layernorm, x)
         x = x + mlp.down_proj(SwiGLU.apply(mlp.gate_proj(n), mlp.up_proj(n)))
     x = _norm(base.norm, x)
-    return x[at] if tree is None else x
+    return x if tree or even else x[at]
 
 
 class Decoder:
@@ -234,7 +249,7 @@ def _watched_inside(base: Any) -> bool:
 def _norm(module: Any, x: Tensor, decoding: bool = False) -> Tensor:
     if Adapted in type(module).__bases__ or watched(module) or module.weight.requires_grad:
         return module(x)
-    if decoding:  # twice as quick for a few tokens; other last bits than training's
+    if decoding or x.device.type != "cpu":  # twice as quick for a few tokens; other last bits than training's
         return F.rms_norm(x, (x.shape[-1],), module.weight, module.variance_epsilon)
     return cast(Tensor, Norm.apply(x, module.weight, module.variance_epsilon))
 

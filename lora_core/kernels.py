@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EVEN = 32  # numbers of rows are multiples of it where every new one is dear
-LOGITS = 30 << 20  # bytes of logits at a time; glibc takes memory above 32 MiB from the system anew at every call
+# Bytes of logits at a time; glibc takes memory above 32 MiB from the system anew at every call.
+LOGITS, LOGITS_GPU = 30 << 20, 256 << 20
 
 
 # ---- plain versions, which the tests hold the fast ones against ------------------------------------------------------
@@ -143,19 +144,25 @@ class Attend(torch.autograd.Function):
 
 
 class Loss(torch.autograd.Function):
-    """`plain_loss` with a frozen W, some rows at a time. Its gradient by h is formed at once, so no logits are kept."""
+    """`plain_loss` with a frozen W, some rows at a time. Its gradient by h is formed at once, so no logits are kept.
+
+    some: negative targets are among them, which count nothing.
+    """
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, W: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, h: Tensor, W: Tensor, targets: Tensor, some: bool = False) -> Tensor:
         total = h.new_zeros((), dtype=torch.float64 if h.dtype == torch.float64 else torch.float32)
         dh = torch.empty_like(h) if ctx.needs_input_grad[0] else None
-        rows = max(1, LOGITS // (4 * W.shape[0]))
+        rows = max(1, (LOGITS if h.device.type == "cpu" else LOGITS_GPU) // (4 * W.shape[0]))
+        counts = (targets >= 0)[:, None] if some else None
+        targets = targets.clamp_min(0) if some else targets
         for i in range(0, len(h), rows):
             part, t = h[i : i + rows], targets[i : i + rows, None]
             logits = F.linear(F.pad(part, (0, 0, 0, short_of_even(part))), W)
             logp = F.log_softmax(logits.float() if logits.element_size() < 4 else logits, -1)
             del logits
-            total -= logp[: len(t)].gather(1, t).sum()
+            right = logp[: len(t)].gather(1, t)
+            total -= (right if counts is None else right * counts[i : i + rows]).sum()
             if dh is not None:
                 p = logp.exp_()
                 p[: len(t)].scatter_add_(1, t, p.new_full(t.shape, -1.0))
@@ -164,13 +171,13 @@ class Loss(torch.autograd.Function):
                 else:
                     dh[i : i + rows] = torch.mm(p.to(W.dtype), W)[: len(t)]
         if dh is not None:
-            ctx.save_for_backward(dh)
+            ctx.save_for_backward(dh if counts is None else dh.mul_(counts))
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (dh,) = ctx.saved_tensors
-        return dh * grads[0], None, None
+        return dh * grads[0], None, None, None
 
 
 class Spread(torch.autograd.Function):

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lora_core.adapter import Adapter, attach
 from lora_core.adapter import rows as per_row
 from lora_core.errors import UserError
 from lora_core.evaluate import mean_loss, only, spread
+from lora_core.graphs import Gradients
 from lora_core.machine import keep_heap
 from lora_core.objective import Objective, batches_of, objective_for
 from lora_core.spec import LoraSpec
@@ -111,7 +112,7 @@ def _train(model: nn.Module, runs: list[_Run], goal: Any, task: Task, config: Tr
     held = goal.encode(spread(task.test, config.eval_rows))
     order = batches_of(goal, items, config.batch_size, config.seed)
     began, was = time.perf_counter(), model.training
-    reason, step = "done", 0
+    reason, step, gradients = "done", 0, Gradients(goal)
 
     def event(run: _Run, kind: Any, **more: Any) -> SweepEvent:
         left = (time.perf_counter() - began) * (config.steps / step - 1) if step else None
@@ -140,7 +141,7 @@ def _train(model: nn.Module, runs: list[_Run], goal: Any, task: Task, config: Tr
             lr = config.rate(step)
             for group in _groups([r for r in runs if not r.over], picked):
                 at = time.perf_counter()
-                losses = _backward(model, group, goal, picked)
+                losses = _backward(model, group, goal, picked, gradients)
                 took = (time.perf_counter() - at) / len(group)
                 for run, loss in zip(group, losses, strict=True):
                     at = time.perf_counter()
@@ -183,15 +184,13 @@ def _groups(runs: list[_Run], picked: list[list[Any]]) -> Iterator[list[_Run]]:
     yield from (runs[i : i + size] for i in range(0, len(runs), size))
 
 
-def _backward(model: nn.Module, group: list[_Run], goal: Any, picked: list[list[Any]]) -> list[float]:
+def _backward(model: nn.Module, group: list[_Run], goal: Any, picked: list[list[Any]], gradients: Gradients
+              ) -> list[float]:  # fmt: skip
     """Gradients of every adapter's own mean loss, and those losses."""
     model.train()
-    totals = [0.0] * len(group)
+    params = [p for r in group for p in r.params]
     batches = [goal.batch(rows * len(group)) for rows in picked]
     labelled = sum(b.labelled for b in batches) / len(group)
-    for batch in batches:
-        with per_row(model, [r.adapter.name for r in group]):
-            losses: list[Tensor] = goal.losses(batch, len(group))
-            (torch.stack(losses).sum() / labelled).backward()
-        totals = [t + float(v.detach()) for t, v in zip(totals, losses, strict=True)]
-    return [t / labelled for t in totals]
+    with per_row(model, [r.adapter.name for r in group]):
+        losses = [gradients(batch, params, labelled, len(group)) for batch in batches]
+    return [t / labelled for t in torch.stack(losses).sum(0).tolist()]

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
 
 from lora_core.checkpoint import find_checkpoint, restore_checkpoint, save_checkpoint
 from lora_core.errors import UserError, unknown
 from lora_core.evaluate import mean_loss, spread
+from lora_core.graphs import Gradients
 from lora_core.machine import DTYPES, keep_heap
 from lora_core.objective import Objective, batches_of, objective_for
 from lora_core.preference import BETA
@@ -227,7 +229,7 @@ def train(
     began, before = time.perf_counter(), train_s
     was = model.training, adapter.on
     adapter.enable()
-    good = [p.detach().clone() for p in params]
+    good, gradients = [p.detach().clone() for p in params], Gradients(objective)
     recent: deque[tuple[int, float]] = deque(maxlen=8)
     step, saved, held_loss, reason, message = start, start, base_loss, "done", None
 
@@ -263,12 +265,10 @@ def train(
             lr = config.rate(step)
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["ratio"]
-            total = 0.0
-            for b in batches:
-                loss = objective.loss(b)
-                total += float(loss.detach())
-                (loss / labelled).backward()
-            norm = float(torch.nn.utils.clip_grad_norm_(params, config.clip or math.inf))
+            losses = [gradients(b, params, labelled) for b in batches]
+            clipped = torch.nn.utils.clip_grad_norm_(params, config.clip or math.inf)
+            *losses, norm = torch.cat([*losses, clipped[None]]).tolist()  # a GPU is waited for once
+            total = sum(losses)
             if not (math.isfinite(total) and math.isfinite(norm)):
                 with torch.no_grad():
                     for p, g in zip(params, good, strict=True):
@@ -281,8 +281,7 @@ def train(
                            f"the adapter of step {step} is kept. Try a learning rate ten times smaller.")  # fmt: skip
                 break
             with torch.no_grad():
-                for p, g in zip(params, good, strict=True):
-                    g.copy_(p)
+                torch._foreach_copy_(good, params)
             optimizer.step()
             optimizer.zero_grad()
             adapter.shrink(lr)
@@ -359,15 +358,22 @@ def update_norms(adapter: Adapter) -> dict[str, float]:
 
     DoRA's ΔW is no such product, and is formed.
     """
-    found = []
+    found: dict[str, Tensor] = {}
+    alike: dict[Any, list[tuple[str, Tensor, Tensor, float]]] = {}  # of one shape, which are one product
     for key in adapter.sites:
         f = adapter.factors(key)
         if f.m is not None:
-            found.append(f.dense(f.A.dtype, adapter.W0(key)).norm())
+            found[key] = f.dense(f.A.dtype, adapter.W0(key)).norm()
             continue
         B, A = f.factored()
-        found.append(((B.T @ B) * (A @ A.T)).sum().clamp_min(0).sqrt() * abs(f.scaling))
-    return dict(zip(adapter.sites, torch.stack(found).tolist() if found else [], strict=True))
+        alike.setdefault((B.shape, A.shape, A.dtype), []).append((key, B, A, abs(f.scaling)))
+    for group in alike.values():
+        keys, Bs, As, s = zip(*group, strict=True)
+        B, A = torch.stack(Bs), torch.stack(As)
+        squares = ((B.mT @ B) * (A @ A.mT)).sum((1, 2)).clamp_min(0)
+        found |= zip(keys, squares.sqrt() * squares.new_tensor(s), strict=True)
+    values = torch.stack([found[key] for key in adapter.sites]).tolist() if found else []
+    return dict(zip(adapter.sites, values, strict=True))
 
 
 def _can_fuse(params: list[torch.nn.Parameter]) -> bool:

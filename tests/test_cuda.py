@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import torch
 from tiny import FAMILIES, bits, filled, ids, targets_of, tiny
+from tokenizer_fixture import tiny_tokenizer
 
 import lora_core as lc
+from lora_core import graphs
+from lora_core.tasks import Row, Task
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -233,3 +236,124 @@ def test_pissa_and_combinations_on_a_gpu() -> None:
     lc.combine(model, {"a": 1.0, "b": 0.5}, "c", method="svd", rank=2)
     lc.switch(model, None, "c")
     assert logits(model).isfinite().all()
+
+
+# ---- steps that are recorded and replayed
+ROWS = tuple(Row(f"name: place {i} {'x' * (i % 5)}", f"it is a {'very ' * (i % 9)}quiet place {i}") for i in range(24))
+TASK = Task(name="t", about="", train=ROWS, test=ROWS[:4], score_name="", scorer=lambda *_: {})
+CONFIG = lc.TrainConfig(steps=14, batch_size=3, lr=3e-3, accumulate=2)
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """An entry for every recording that was made."""
+    found: list[int] = []
+    record = graphs._record
+
+    def counted(*args: Any) -> Any:
+        graph = record(*args)
+        found.append(1)
+        return graph
+
+    monkeypatch.setattr(graphs, "_record", counted)
+    return found
+
+
+def trained(model: Any, spec: lc.LoraSpec, config: lc.TrainConfig = CONFIG, each: Any = None
+            ) -> tuple[list[float], dict[str, torch.Tensor]]:  # fmt: skip
+    """Losses of the steps and the updates that came out."""
+    adapter, losses = lc.attach(model, spec), []
+    for event in lc.train(adapter, TASK, config, tokenizer=tiny_tokenizer()):
+        if event.kind == "step":
+            losses.append(event.loss)
+            if each:
+                each(event.step)
+    deltas = {k: d.dense().cpu() for k, d in adapter.deltas().items()}
+    adapter.detach()
+    return losses, deltas
+
+
+SPECS: dict[str, dict[str, Any]] = {
+    "q v": {}, "all": {"targets": ("q", "k", "v", "o", "gate", "up", "down")}, "dora": {"dora": True},
+    "pissa": {"init": "pissa"}, "gates": {"mask": 0.01}, "embed": {"targets": ("q", "embed")}}  # fmt: skip
+
+
+@gpu
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_recorded_steps_train_as_computed_ones(name: str, dtype: torch.dtype, recorded: list[int],
+                                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    model = tiny("llama", dtype=dtype).cuda()
+    spec = lc.LoraSpec(rank=2, **SPECS[name])
+    mine, deltas = trained(model, spec)
+    assert recorded or name == "embed"
+    monkeypatch.setattr(graphs, "MOST", 0)
+    recorded.clear()
+    want, wanted = trained(model, spec)
+    assert not recorded
+    close = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.05}[dtype]
+    assert mine == pytest.approx(want, rel=close)
+    for key, d in deltas.items():
+        assert float((d - wanted[key]).norm()) <= 10 * close * float(wanted[key].norm())
+
+
+@gpu
+def test_recorded_dropout_draws_anew_and_from_its_seed(recorded: list[int]) -> None:
+    model = tiny("llama").cuda()
+    spec = lc.LoraSpec(rank=2, dropout=0.5)
+    first, again = trained(model, spec)[0], trained(model, spec)[0]
+    assert recorded and first == pytest.approx(again, rel=1e-5)
+    assert trained(model, spec, lc.TrainConfig(**{**CONFIG.to_dict(), "seed": 1}))[0] != pytest.approx(first, rel=1e-5)
+
+
+@gpu
+def test_what_changes_between_two_steps_acts(recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama").cuda()
+    seen: list[int] = []
+    handles: list[Any] = []
+
+    def change(step: int) -> None:
+        if step == 6:
+            next(iter(lc.get_adapter(model, "default")._factors.values())).scaling *= 8
+        if step == 9:
+            handles.append(model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda *_: seen.append(step)))
+        if step == 11:
+            handles.pop().remove()
+
+    mine = trained(model, lc.LoraSpec(rank=2), each=change)[0]
+    assert recorded and len(seen) == 4  # two batches in each of two steps
+    monkeypatch.setattr(graphs, "MOST", 0)
+    assert trained(model, lc.LoraSpec(rank=2), each=change)[0] == pytest.approx(mine, rel=1e-3)
+
+
+@gpu
+def test_a_sweep_of_recorded_steps_is_as_alone(recorded: list[int]) -> None:
+    model = tiny("llama", dtype=torch.float64).cuda()
+    specs = {"a": lc.LoraSpec(rank=1), "b": lc.LoraSpec(rank=4, targets=("q", "o", "down")),
+             "c": lc.LoraSpec(rank=2, init="pissa")}  # fmt: skip
+    want = {n: trained(model, s) for n, s in specs.items()}
+    recorded.clear()
+    got: dict[str, list[Any]] = {n: [] for n in specs}
+    for e in lc.sweep(model, specs, TASK, CONFIG, tokenizer=tiny_tokenizer()):
+        if e.event.kind == "step":
+            got[e.name].append(e.event.loss)
+    assert recorded
+    for name, (losses, deltas) in want.items():
+        assert got[name] == pytest.approx(losses, rel=1e-6)
+        for key, d in lc.get_adapter(model, name).deltas().items():
+            torch.testing.assert_close(d.dense().cpu(), deltas[key], rtol=1e-5, atol=1e-8)
+
+
+@gpu
+def test_what_cannot_be_recorded_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama").cuda()
+    want = trained(model, lc.LoraSpec(rank=2))[0]
+    losses_at = graphs.losses_at
+
+    def looks(*args: Any) -> torch.Tensor:
+        found = losses_at(*args)
+        float(found.sum())  # waits for the GPU, which a recording cannot
+        return found
+
+    monkeypatch.setattr(graphs, "losses_at", looks)
+    assert trained(model, lc.LoraSpec(rank=2))[0] == pytest.approx(want, rel=1e-3)
