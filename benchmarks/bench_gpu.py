@@ -67,7 +67,6 @@ def training(row: str, what: str, task: Any, model_name: str, steps: int, batch:
     model, tokenizer = lc.load_model(model_name, device="cuda", dtype="bfloat16")
     goal = CausalLM(model, tokenizer, task.template)
     items = goal.encode(task.train)
-    rows = [{"input_ids": e.ids, "labels": [-100] * e.start + e.ids[e.start :]} for e in items]
     held: dict[str, float] = {}
     peaks: dict[str, list[float]] = {"ours": [], "PEFT in bfloat16": []}
     rates: list[float] = []
@@ -102,11 +101,17 @@ def training(row: str, what: str, task: Any, model_name: str, steps: int, batch:
     def theirs() -> float:
         other, _ = lc.load_model(model_name, device="cuda", dtype="bfloat16")
         wrapped = peer.peft_model(other, ["q_proj", "v_proj"], 8, 16)
-        took = watched("PEFT in bfloat16", lambda: peer.train(wrapped, tokenizer, rows, steps=steps, batch=batch,
-                                                              lr=1e-3, bf16=True))  # fmt: skip
+
+        def work() -> float:
+            at = time.perf_counter()
+            items = goal.encode(task.train)
+            rows = [{"input_ids": e.ids, "labels": [-100] * e.start + e.ids[e.start :]} for e in items]
+            read = time.perf_counter() - at
+            return read + peer.train(wrapped, tokenizer, rows, steps=steps, batch=batch, lr=1e-3, bf16=True)
+
+        took = watched("PEFT in bfloat16", work)
         with tempfile.TemporaryDirectory() as folder:
             wrapped.save_pretrained(folder)
-            del wrapped, other
             adapter = lc.load_adapter(model, folder, name="theirs")
         held["PEFT in bfloat16"] = lc.evaluate(model, tokenizer, held_rows, template=task.template,
                                                adapters=["theirs"])["theirs"].loss  # fmt: skip
@@ -121,9 +126,9 @@ def training(row: str, what: str, task: Any, model_name: str, steps: int, batch:
     share = sum(len(e) - e.start for e in items) / sum(map(len, items))
     rate = statistics.median(rates) * 4 * (body + head * share)
     more = {"held_loss": held, "peak_flops": peak, "tokens_per_s": statistics.median(rates),
-            "share_of_peak": rate / peak, "peak_bytes_mb": {n: statistics.median(v) for n, v in peaks.items()}}  # fmt: skip
+            "share_of_peak": rate / peak, "peak_mb": {n: statistics.median(v) for n, v in peaks.items()}}  # fmt: skip
     record(row, what, values, peer="PEFT in bfloat16", unit="s", reach=reach, more=more)
-    print({k: v for k, v in more.items()}, flush=True)
+    print(more, flush=True)
 
 
 def sweep(task: Any, model_name: str, steps: int, repeats: int) -> None:

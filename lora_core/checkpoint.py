@@ -101,7 +101,7 @@ def restore_checkpoint(
             if f"{name}|t" not in tensors:
                 continue
             optimizer.state[p] = {
-                "step": tensors[f"{name}|t"].reshape(()),
+                "step": tensors[f"{name}|t"].reshape(()).to(p.device),
                 "exp_avg": tensors[f"{name}|m"].to(p.device),
                 "exp_avg_sq": tensors[f"{name}|v"].to(p.device),
             }

@@ -16,7 +16,7 @@ from lora_core.objective import CausalLM, Objective, wide
 if TYPE_CHECKING:
     from lora_core.tasks import Row, Task
 
-ROWS = 16  # in one forward pass
+ROWS, ROWS_GPU = 16, 64  # in one forward pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,8 @@ def mean_loss(objective: Objective, items: Sequence[Any], rows: int = ROWS) -> f
 def _batches(objective: Objective, items: Sequence[Any], rows: int) -> Iterator[Any]:
     """Batches of items of like length, with the model in evaluation mode while they are used."""
     was = objective.model.training
+    if next(objective.model.parameters()).device.type == "cuda":
+        rows = max(rows, ROWS_GPU)
     objective.model.eval()
     try:
         ordered = sorted(items, key=len)

@@ -22,7 +22,7 @@ from lora_core.adapter import Adapter, attach
 from lora_core.adapter import rows as per_row
 from lora_core.errors import UserError
 from lora_core.evaluate import mean_loss, only, spread
-from lora_core.graphs import Gradients
+from lora_core.graphs import Gradients, Update
 from lora_core.machine import keep_heap
 from lora_core.objective import Objective, batches_of, objective_for
 from lora_core.spec import LoraSpec
@@ -44,36 +44,25 @@ class SweepEvent:
 
 
 class _Run:
-    """One adapter's own: parameters, optimiser, the last good factors, figures."""
+    """One adapter's own: parameters, optimiser, figures."""
 
     def __init__(self, adapter: Adapter, config: TrainConfig) -> None:
-        self.adapter, self.config = adapter, config
+        self.adapter = adapter
         self.params = list(adapter.parameters())
-        self.optimizer = torch.optim.AdamW(parameter_groups(adapter, config), lr=config.lr, fused=True)
-        self.good = [p.detach().clone() for p in self.params]
+        self.update = Update(self.params, parameter_groups(adapter, config), config.lr, config.clip)
         self.tokens, self.train_s = 0, 0.0
         self.held: float | None = None
         self.message: str | None = None
         self.over = False
 
-    def step(self, loss: float, lr: float, step: int) -> float | None:
-        """One optimiser step, and the gradient's norm; None where the loss or the gradient is not finite."""
-        norm = float(torch.nn.utils.clip_grad_norm_(self.params, self.config.clip or math.inf))
+    def step(self, loss: float, norm: float, lr: float, step: int) -> bool:
+        """What follows the optimiser's step; False where the loss or the gradient was not finite."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            with torch.no_grad():
-                for p, g in zip(self.params, self.good, strict=True):
-                    p.copy_(g)
+            self.update.undo()
             self.message = f"diverged at step {step}, at learning rate {lr:.2g}; the adapter of step {step - 1} is kept"
-            return None
-        with torch.no_grad():
-            for p, g in zip(self.params, self.good, strict=True):
-                g.copy_(p)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["ratio"]
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+            return False
         self.adapter.shrink(lr)
-        return norm
+        return True
 
 
 def sweep(model: nn.Module, specs: Mapping[str, LoraSpec], task: Task, config: TrainConfig | None = None, *,
@@ -112,7 +101,7 @@ def _train(model: nn.Module, runs: list[_Run], goal: Any, task: Task, config: Tr
     held = goal.encode(spread(task.test, config.eval_rows))
     order = batches_of(goal, items, config.batch_size, config.seed)
     began, was = time.perf_counter(), model.training
-    reason, step, gradients = "done", 0, Gradients(goal)
+    reason, step, gradients = "done", 0, Gradients(goal, [p for r in runs for p in r.params])
 
     def event(run: _Run, kind: Any, **more: Any) -> SweepEvent:
         left = (time.perf_counter() - began) * (config.steps / step - 1) if step else None
@@ -141,14 +130,15 @@ def _train(model: nn.Module, runs: list[_Run], goal: Any, task: Task, config: Tr
             lr = config.rate(step)
             for group in _groups([r for r in runs if not r.over], picked):
                 at = time.perf_counter()
-                losses = _backward(model, group, goal, picked, gradients)
+                losses, labelled = _backward(model, group, goal, picked, gradients)
+                norms = torch.stack([run.update(lr) for run in group])
+                sums, norms = torch.stack([losses, norms.to(losses)]).tolist()  # a GPU is waited for once
                 took = (time.perf_counter() - at) / len(group)
-                for run, loss in zip(group, losses, strict=True):
-                    at = time.perf_counter()
-                    norm = run.step(loss, lr, step)
+                for run, total, norm in zip(group, sums, norms, strict=True):
+                    loss = total / labelled
                     run.tokens += sum(len(e) for rows in picked for e in rows)
-                    run.train_s += took + time.perf_counter() - at
-                    if norm is None:
+                    run.train_s += took
+                    if not run.step(loss, norm, lr, step):
                         run.over = True
                         yield event(run, "end", loss=run.held, held_loss=run.held, reason="diverged",
                                     message=run.message, norms=update_norms(run.adapter))  # fmt: skip
@@ -185,12 +175,12 @@ def _groups(runs: list[_Run], picked: list[list[Any]]) -> Iterator[list[_Run]]:
 
 
 def _backward(model: nn.Module, group: list[_Run], goal: Any, picked: list[list[Any]], gradients: Gradients
-              ) -> list[float]:  # fmt: skip
-    """Gradients of every adapter's own mean loss, and those losses."""
+              ) -> tuple[torch.Tensor, float]:  # fmt: skip
+    """Gradients of every adapter's own mean loss; its sum for each of them, and over how many labels it is."""
     model.train()
     params = [p for r in group for p in r.params]
     batches = [goal.batch(rows * len(group)) for rows in picked]
     labelled = sum(b.labelled for b in batches) / len(group)
     with per_row(model, [r.adapter.name for r in group]):
         losses = [gradients(batch, params, labelled, len(group)) for batch in batches]
-    return [t / labelled for t in torch.stack(losses).sum(0).tolist()]
+    return torch.stack(losses).double().sum(0), labelled

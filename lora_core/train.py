@@ -18,7 +18,7 @@ from torch import Tensor
 from lora_core.checkpoint import find_checkpoint, restore_checkpoint, save_checkpoint
 from lora_core.errors import UserError, unknown
 from lora_core.evaluate import mean_loss, spread
-from lora_core.graphs import Gradients
+from lora_core.graphs import Gradients, Update
 from lora_core.machine import DTYPES, keep_heap
 from lora_core.objective import Objective, batches_of, objective_for
 from lora_core.preference import BETA
@@ -213,7 +213,8 @@ def train(
     items = objective.encode(task.train)
     held = objective.encode(spread(task.test, config.eval_rows))
     params = list(adapter.parameters())
-    optimizer = torch.optim.AdamW(parameter_groups(adapter, config), lr=config.lr, fused=_can_fuse(params))
+    update = Update(params, parameter_groups(adapter, config), config.lr, config.clip)
+    optimizer = update.optimizer
     torch.manual_seed(config.seed)  # dropout
     order = batches_of(objective, items, config.batch_size, config.seed)
     start, tokens, train_s, base_loss, remark = 0, 0, 0.0, None, None
@@ -229,7 +230,7 @@ def train(
     began, before = time.perf_counter(), train_s
     was = model.training, adapter.on
     adapter.enable()
-    good, gradients = [p.detach().clone() for p in params], Gradients(objective)
+    gradients = Gradients(objective, params)
     recent: deque[tuple[int, float]] = deque(maxlen=8)
     step, saved, held_loss, reason, message = start, start, base_loss, "done", None
 
@@ -263,27 +264,17 @@ def train(
             ]
             labelled = sum(b.labelled for b in batches)
             lr = config.rate(step)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group["ratio"]
             losses = [gradients(b, params, labelled) for b in batches]
-            clipped = torch.nn.utils.clip_grad_norm_(params, config.clip or math.inf)
-            *losses, norm = torch.cat([*losses, clipped[None]]).tolist()  # a GPU is waited for once
+            *losses, norm = torch.cat([*losses, update(lr)[None]]).tolist()  # a GPU is waited for once
             total = sum(losses)
             if not (math.isfinite(total) and math.isfinite(norm)):
-                with torch.no_grad():
-                    for p, g in zip(params, good, strict=True):
-                        p.copy_(g)
-                optimizer.zero_grad()
+                update.undo()
                 step -= 1
                 reason = "diverged"
                 what = "loss" if not math.isfinite(total) else "gradient"
                 message = (f"the {what} stopped being a finite number at step {step + 1}, at learning rate {lr:.2g}: "
                            f"the adapter of step {step} is kept. Try a learning rate ten times smaller.")  # fmt: skip
                 break
-            with torch.no_grad():
-                torch._foreach_copy_(good, params)
-            optimizer.step()
-            optimizer.zero_grad()
             adapter.shrink(lr)
             tokens += sum(b.tokens for b in batches)
             spent = time.perf_counter() - at
@@ -374,7 +365,3 @@ def update_norms(adapter: Adapter) -> dict[str, float]:
         found |= zip(keys, squares.sqrt() * squares.new_tensor(s), strict=True)
     values = torch.stack([found[key] for key in adapter.sites]).tolist() if found else []
     return dict(zip(adapter.sites, values, strict=True))
-
-
-def _can_fuse(params: list[torch.nn.Parameter]) -> bool:
-    return all(p.device.type in ("cpu", "cuda") for p in params)

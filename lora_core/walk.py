@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from lora_core.adapter import attach
 from lora_core.errors import UserError
 from lora_core.evaluate import only, pieces
+from lora_core.graphs import adamw
 from lora_core.objective import IGNORED, CausalLM, batches_of, wide
 from lora_core.spectra import spectra
 from lora_core.starts import from_gradient
-from lora_core.train import _can_fuse, parameter_groups, update_norms
+from lora_core.train import parameter_groups, update_norms
 
 if TYPE_CHECKING:
     from lora_core.adapter import Adapter
@@ -176,7 +177,7 @@ class Walk:
         with self._on_model() as adapter, torch.random.fork_rng():
             torch.manual_seed(config.seed + self.step)  # dropout
             params = list(adapter.parameters())
-            optimizer = torch.optim.AdamW(parameter_groups(adapter, config), lr=config.lr, fused=_can_fuse(params))
+            optimizer = adamw(parameter_groups(adapter, config), config.lr)
             if self._adam is not None:
                 optimizer.load_state_dict(self._adam)
             lr = config.rate(number)

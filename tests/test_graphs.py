@@ -55,9 +55,9 @@ def test_a_batch_that_is_filled_up_has_the_same_losses_and_gradients(rows: int, 
     at = flat[shape[0] * shape[1] :][: shape[2] * parts]
     assert len(at.unique()) == len(at)
     grads = [torch.zeros_like(p) for p in params]
-    gradients = Gradients(goal)
+    gradients = Gradients(goal, params)
     with lc.rows(model, names):
-        losses = _Step(goal, shape, params, grads)(flat, batch.labelled, gradients)
+        losses = _Step(goal, shape, dict(zip(params, grads, strict=True)), None, warm=False)(flat, batch.labelled)
         want = gradients(batch, params, batch.labelled, parts)  # as it comes: no recordings on a CPU
     torch.testing.assert_close(losses, want, rtol=1e-9, atol=1e-9)
     for p, g in zip(params, grads, strict=True):
@@ -68,7 +68,7 @@ def test_a_batch_that_is_filled_up_has_the_same_losses_and_gradients(rows: int, 
 def test_gradients_are_added_to_those_that_are_there() -> None:
     model = tiny("llama")
     params = list(filled(lc.attach(model, lc.LoraSpec(rank=2))).parameters())
-    gradients, batch = Gradients(goal_of(model)), batch_of(2, 9, 0.5, 0)
+    gradients, batch = Gradients(goal_of(model), params), batch_of(2, 9, 0.5, 0)
     gradients(batch, params, 4)
     once = [p.grad.clone() for p in params if p.grad is not None]
     gradients(batch, params, 4)

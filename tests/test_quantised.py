@@ -6,11 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import filled, ids, tiny
+from tiny import filled, tiny
+from tiny import ids as tiny_ids
+from tokenizer_fixture import tiny_tokenizer
 
 import lora_core as lc
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 bnb: Any = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (pip install 'lora-lab[quant]')")
+
+
+def ids(*args: int) -> torch.Tensor:
+    return tiny_ids(*args).to(DEVICE)
 
 
 def quantised(kind: str) -> Any:
@@ -26,7 +33,7 @@ def quantised(kind: str) -> Any:
                 new.weight = bnb.nn.Int8Params(module.weight.data, requires_grad=False, has_fp16_weights=False)
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, new)
-    return model.to("cpu")
+    return model.to(DEVICE)
 
 
 def computing(kind: str) -> tuple[Any, torch.Tensor]:
@@ -53,6 +60,19 @@ def test_lora_beside_quantised_weights(kind: str) -> None:
     adapter.detach()
     with torch.no_grad():
         assert torch.equal(model(ids()).logits, base)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_training_beside_quantised_weights(kind: str) -> None:
+    model, _ = computing(kind)
+    before = codes(model)
+    rows = tuple(lc.Row(f"the {a}", f"{b} is low") for a in ("fox", "dog", "pub") for b in ("price", "river"))
+    task = lc.Task(name="t", about="", train=rows, test=rows[:3], score_name="", scorer=lambda *_: {})
+    adapter = lc.attach(model, lc.LoraSpec(targets=("q", "v", "o", "down"), rank=4))
+    config = lc.TrainConfig(steps=12, batch_size=6, lr=1e-2)
+    events = list(lc.train(adapter, task, config, tokenizer=tiny_tokenizer()))
+    assert events[-1].reason == "done" and events[-1].held_loss < 0.95 * events[0].held_loss  # pyright: ignore
+    assert all(torch.equal(v, before[n]) for n, v in codes(model).items())
 
 
 def codes(model: Any) -> dict[str, torch.Tensor]:

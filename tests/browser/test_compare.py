@@ -34,7 +34,9 @@ def test_the_dials_move_together_and_the_loss_follows(open_page: Callable[..., P
     before = {n: page.locator(f".ct-row output[for='{n}']").inner_text() for n in ("cp-k", "cp-energy", "cp-mb")}
     assert before["cp-k"] == "4" and before["cp-energy"] == "100 %"
     page.wait_for_timeout(1100)  # the page has the curve's last rows
-    took, waits = page.evaluate("""() => { const k = document.querySelector('#cp-k'), now = performance.now(); k.value = 1;
+    took, waits = page.evaluate("""() => {
+        const k = document.querySelector('#cp-k'), now = performance.now();
+        k.value = 1;
         k.dispatchEvent(new Event('input', {bubbles: true}));
         return [performance.now() - now, document.querySelector('#adapted-output').ariaBusy]; }""")
     assert waits == "true"  # what stands there is of the place before
