@@ -30,7 +30,7 @@ def peak_rate() -> float:
     for _ in range(12):
         torch.cuda.synchronize()
         at = time.perf_counter()
-        a @ b
+        torch.mm(a, b)
         torch.cuda.synchronize()
         rates.append(2 * 8192**3 / (time.perf_counter() - at))
     return statistics.median(rates[2:])
@@ -221,10 +221,11 @@ def run(only: list[str], repeats: int, model: str, data: Path) -> None:
         print("no CUDA device here: nothing to measure")
         return
     task = e2e(data)
+    what = "SmolLM2-135M" if model == MODEL else "SmolLM2-135M's shapes with random weights"
     rows = {
-        "training": lambda: training("gpu training", "GPU: SmolLM2-135M, E2E, q,v, r=8, 60 steps of 8", task, model,
+        "training": lambda: training("gpu training", f"GPU: {what}, E2E, q,v, r=8, 60 steps of 8", task, model,
                                      60, 8, repeats, 4.0),
-        "long": lambda: training("gpu training 32 x 256", "GPU: SmolLM2-135M, q,v, r=8, 30 steps of 32 × 256 tokens",
+        "long": lambda: training("gpu training 32 x 256", f"GPU: {what}, q,v, r=8, 30 steps of 32 × 256",
                                  long_rows(task), model, 30, 32, repeats, 2.0),
         "sweep": lambda: sweep(task, model, 60, repeats),
         "compare": lambda: compare(task, model, repeats),

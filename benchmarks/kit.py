@@ -27,10 +27,13 @@ Side = Callable[[], float]
 
 def machine() -> dict[str, Any]:
     """Chip, instruction sets that matter for matrix products, versions and commit."""
+    import torch
+
     from lora_core.machine import fingerprint
 
     return {
         **fingerprint(),
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "versions": {n: _version(n) for n in ("transformers", "peft", "accelerate", "numpy", "gradience")},
         "python": sys.version.split()[0],
         "commit": _commit(),

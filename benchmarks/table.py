@@ -23,8 +23,9 @@ def lines() -> list[dict[str, Any]]:
 
 
 def chip_of(line: dict[str, Any]) -> str:
-    """The processor that a row was measured on, with what of its instructions matters for matrix products."""
-    return f"{line['machine']['chip']} ({', '.join(line['machine']['isa'])})"
+    """The processor that a row was measured on, with what of its instructions matters for products; or the GPU."""
+    machine = line["machine"]
+    return machine.get("gpu") or f"{machine['chip']} ({', '.join(machine['isa'])})"
 
 
 def table() -> str:

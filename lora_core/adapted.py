@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora_core.layers import Factors, Fused, Part, few, fused
+from lora_core.layers import Factors, Fused, Part, Together, few, fused, mask_of
 from lora_core.methods.part import Added
 from lora_core.swaps import Copies, Experts, for_rows, standing_in
 
@@ -45,6 +45,9 @@ class Adapted:
                 rows, each = f.switch.rows, tokens // max(1, f.switch.batch)
                 some = isinstance(rows, slice)
                 cuts.append((rows.start * each, rows.stop * each, f.scaling) if some else (0, tokens, f.scaling))
+            if x.is_cuda and len(cuts) > 1 and torch.is_grad_enabled():
+                mask = mask_of(cast(list[Factors], acting), [A.shape[0] for A in factors[::2]], x.device)
+                return Together.apply(x, me.weight, me.bias, mask, *factors)
             if not torch.is_grad_enabled():
                 product = self.__dict__.get("product", F.linear)
                 return fused(x, me.weight, me.bias, tuple(cuts), factors, product)

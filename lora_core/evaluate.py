@@ -81,14 +81,15 @@ def mean_loss(objective: Objective, items: Sequence[Any], rows: int = ROWS) -> f
     if not items:
         return None
     total, count = 0.0, 0
-    for batch in _batches(objective, items, rows):
+    for part in portions(objective, items, rows):
+        batch = objective.batch(part)
         total += float(objective.loss(batch))
         count += batch.labelled
     return total / max(1, count)
 
 
-def _batches(objective: Objective, items: Sequence[Any], rows: int) -> Iterator[Any]:
-    """Batches of items of like length, with the model in evaluation mode while they are used."""
+def portions(objective: Objective, items: Sequence[Any], rows: int = ROWS) -> Iterator[Sequence[Any]]:
+    """Items of like length, so many at a time, with the model in evaluation mode while they are used."""
     was = objective.model.training
     if next(objective.model.parameters()).device.type == "cuda":
         rows = max(rows, ROWS_GPU)
@@ -96,7 +97,7 @@ def _batches(objective: Objective, items: Sequence[Any], rows: int) -> Iterator[
     try:
         ordered = sorted(items, key=len)
         for i in range(0, len(ordered), rows):
-            yield objective.batch(ordered[i : i + rows])
+            yield ordered[i : i + rows]
     finally:
         objective.model.train(was)
 
@@ -117,7 +118,8 @@ def measure(objective: Objective, rows: Sequence[Row], *, adapters: Sequence[str
         total: dict[str, float] = {}
         count = 0
         with only(objective.model, name):
-            for batch in _batches(objective, items, ROWS):
+            for part in portions(objective, items):
+                batch = objective.batch(part)
                 if stop is not None and stop():
                     count = 0
                     break

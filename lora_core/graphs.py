@@ -11,6 +11,7 @@ than factors, other objectives and models that fast.py does not know, gradients 
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -47,15 +48,22 @@ class Recorded:
             try:
                 self.graph = record(self.work, self.pool)
             except RuntimeError:  # of no memory for it, or of something that this torch cannot record
-                torch.cuda.synchronize()
+                # Random numbers stay in the state of a recording that failed until another one has ended.
+                record(lambda: None, torch.cuda.graph_pool_handle())
         if self.graph is not None:
             return self.graph.replay()
         self.warm = True
         return self.work()
 
+    def close(self) -> None:
+        """Give back what the recording holds."""
+        self.graph, self.tries = None, 0
+
 
 def record(work: Callable[[], None], pool: Any) -> Any:
     """The CUDA graph of some work, which is not done yet."""
+    collecting = gc.isenabled()
+    gc.disable()  # an old recording that is freed while another one is made breaks it
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
@@ -65,6 +73,8 @@ def record(work: Callable[[], None], pool: Any) -> Any:
         try:
             work()
         finally:
+            if collecting:
+                gc.enable()
             graph.capture_end()
     torch.cuda.current_stream().wait_stream(side)
     return graph
@@ -92,13 +102,19 @@ class Gradients:
             key = (shape, state, tuple(map(id, params)))
             if key not in self.steps and len(self.steps) < KEPT:
                 self.steps[key] = _Step(self.objective, shape, {p: self.grads[p] for p in params}, self.pool,
-                                        warm=bool(self.steps))  # fmt: skip
+                                        warm=any(known[1] == state for known in self.steps))  # fmt: skip
             if key in self.steps:
                 return self.steps[key](flat, labelled)
         goal = self.objective
         losses = goal.losses(batch, parts) if parts > 1 else [goal.loss(batch)]
         (torch.stack(losses).sum() / labelled).backward()
         return torch.stack([loss.detach() for loss in losses])
+
+    def close(self) -> None:
+        for step in self.steps.values():
+            step.work.close()
+        self.steps.clear()
+        self.on = False
 
 
 class _Step:
@@ -229,6 +245,10 @@ class Update:
         else:
             self.optimizer.zero_grad()
         self.norm.copy_(norm)
+
+    def close(self) -> None:
+        if isinstance(self.work, Recorded):
+            self.work.close()
 
     @torch.no_grad()
     def undo(self) -> None:

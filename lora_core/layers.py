@@ -296,3 +296,53 @@ class Fused(torch.autograd.Function):
             if dx is not None:
                 dx[i:j].addmm_(gB, A)
         return (None if dx is None else dx.view(x.shape), None, None, None, *out)
+
+
+class Together(torch.autograd.Function):
+    """`Fused` for several pairs of factors in a few products, whatever their number: for a GPU, where each costs the
+    time of a launch and a larger one hardly more. All factors multiply all tokens, and `mask` keeps what is asked for.
+
+    mask (rows, 1, Σr), float32: s of a pair at its own rows and directions, else 0. With all A under one another (Σr,
+    in) and all B side by side (out, Σr): h = W0·x + bias + B·(mask∘(A·x)).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W0: Tensor, bias: Tensor | None, mask: Tensor, *factors: Tensor) -> Tensor:
+        A, B = torch.cat(factors[::2]).to(x.dtype), torch.cat(factors[1::2], 1).to(x.dtype)
+        y, x2 = F.linear(x, W0, bias), x.reshape(-1, x.shape[-1])
+        u = _masked(F.linear(x2, A), mask)
+        y.view(-1, y.shape[-1]).addmm_(u, B.T)
+        ctx.save_for_backward(x, W0, mask, u, A, B)
+        ctx.dtype, ctx.ranks = factors[0].dtype, [f.shape[0] for f in factors[::2]]
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, W0, mask, u, A, B = ctx.saved_tensors
+        g, x2 = grads[0].reshape(-1, W0.shape[0]), x.reshape(-1, x.shape[-1])
+        gB = _masked(torch.mm(g, B), mask)  # (tokens, Σr)
+        dA, dB = torch.mm(gB.T, x2).to(ctx.dtype), torch.mm(g.T, u).to(ctx.dtype)
+        pairs = zip(dA.split(ctx.ranks), dB.split(ctx.ranks, 1), strict=True)
+        dx = torch.mm(g, W0).addmm_(gB, A).view(x.shape) if ctx.needs_input_grad[0] else None
+        return dx, None, None, None, *(d for pair in pairs for d in pair)
+
+
+def _masked(u: Tensor, mask: Tensor) -> Tensor:
+    """u (tokens, Σr) times the mask of its rows, in place."""
+    return u.view(mask.shape[0], -1, u.shape[1]).mul_(mask).view(u.shape)
+
+
+def mask_of(acting: Sequence[Factors], ranks: Sequence[int], device: torch.device) -> Tensor:
+    """What `Together` needs to know of these factors and which rows they have. It is kept with the first of them, for
+    recordings that read it."""
+    rows = max(f.switch.batch for f in acting) if any(f.switch.rows is not None for f in acting) else 1
+    said = tuple((r.start, r.stop) if isinstance(r := f.switch.rows, slice) else (0, rows) for f in acting)
+    key = (rows, said, tuple(ranks), tuple(f.scaling for f in acting), str(device))
+    kept = acting[0].__dict__.setdefault("masks", {})
+    if key not in kept:
+        mask, at = torch.zeros(rows, 1, sum(ranks)), 0
+        for f, (i, j), r in zip(acting, said, ranks, strict=True):
+            mask[i:j, :, at : at + r] = f.scaling
+            at += r
+        kept[key] = mask.to(device)
+    return kept[key]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,8 @@ from torch import nn
 from lora_core.adapter import Adapter, attach
 from lora_core.adapter import rows as per_row
 from lora_core.errors import UserError
-from lora_core.evaluate import mean_loss, only, spread
-from lora_core.graphs import Gradients, Update
+from lora_core.evaluate import mean_loss, only, portions, spread
+from lora_core.graphs import MOST, Gradients, Update
 from lora_core.machine import keep_heap
 from lora_core.objective import Objective, batches_of, objective_for
 from lora_core.spec import LoraSpec
@@ -109,15 +109,28 @@ def _train(model: nn.Module, runs: list[_Run], goal: Any, task: Task, config: Tr
             kind=kind, step=step, steps=config.steps, tokens=run.tokens, tokens_per_s=None, train_s=run.train_s,
             seconds=time.perf_counter() - began, left_s=left, **more))  # fmt: skip
 
-    def measure(run: _Run) -> float | None:
-        with only(model, run.adapter.name):
-            return mean_loss(goal, held)
+    @torch.no_grad()
+    def measure(live: list[_Run]) -> None:
+        if not held:
+            return
+        sums, labelled = dict.fromkeys(live, 0.0), 0
+        for rows in portions(goal, held):
+            for group in _groups(live, [rows]):
+                batch = goal.batch(list(rows) * len(group))
+                with per_row(model, [r.adapter.name for r in group]):
+                    for run, loss in zip(group, goal.losses(batch, len(group)), strict=True):
+                        sums[run] += float(loss)
+            labelled += batch.labelled // len(group)
+        for run in live:
+            run.held = sums[run] / max(1, labelled)
 
     with ExitStack() as after:
         after.enter_context(keep_heap())
         after.callback(model.train, was)
+        after.callback(gradients.close)
         for run in runs:
             after.callback(run.adapter.enable, False)
+            after.callback(run.update.close)
         with only(model, None):
             base = mean_loss(goal, held)
         for run in runs:
@@ -146,18 +159,18 @@ def _train(model: nn.Module, runs: list[_Run], goal: Any, task: Task, config: Tr
                     yield event(run, "step", loss=loss, lr=lr, grad_norm=norm)
             live = [r for r in runs if not r.over]
             if held and step in config.eval_steps:
+                measure(live)
                 for run in live:
-                    run.held = measure(run)
                     yield event(run, "held", held_loss=run.held)
             for run in [r for r in live if step < config.steps and leave(r.adapter.name)]:
-                run.over, run.held = True, measure(run)
+                run.over = True
+                measure([run])
                 yield event(run, "end", loss=run.held, held_loss=run.held, reason="stopped",
                             norms=update_norms(run.adapter))  # fmt: skip
             live = [r for r in live if not r.over]
             if stop is not None and stop() and step < config.steps:
                 reason = "stopped"
-                for run in live:
-                    run.held = measure(run)
+                measure(live)
                 break
             if not live:
                 break
@@ -167,10 +180,11 @@ def _train(model: nn.Module, runs: list[_Run], goal: Any, task: Task, config: Tr
                             norms=update_norms(run.adapter))  # fmt: skip
 
 
-def _groups(runs: list[_Run], picked: list[list[Any]]) -> Iterator[list[_Run]]:
+def _groups(runs: list[_Run], picked: Sequence[Sequence[Any]]) -> Iterator[list[_Run]]:
     """Adapters whose rows go through the model together."""
     tokens = max(max(len(e) for e in rows) * len(rows) for rows in picked)
-    size = max(1, min(len(runs), TOGETHER // max(1, tokens)))
+    most = MOST if runs and runs[0].update.gpu else TOGETHER
+    size = max(1, min(len(runs), most // max(1, tokens)))
     yield from (runs[i : i + size] for i in range(0, len(runs), size))
 
 

@@ -311,6 +311,8 @@ def train(
             remove(file)
     finally:
         heap.close()
+        gradients.close()
+        update.close()
         for p in params:
             p.grad = None
         model.train(was[0])

@@ -359,3 +359,13 @@ def test_what_cannot_be_recorded_is_computed(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(graphs, "losses_at", looks)
     assert trained(model, lc.LoraSpec(rank=2))[0] == pytest.approx(want, rel=1e-3)
+    assert torch.rand(3, device="cuda").unique().numel() == 3  # random numbers are as they were
+
+
+@gpu
+def test_old_recordings_are_in_nobody_s_way(recorded: list[int]) -> None:
+    model = tiny("llama").cuda()
+    for init in ("gaussian", "pissa", "gaussian"):
+        found = trained(model, lc.LoraSpec(rank=2, init=init))[0]
+        assert recorded and found[-1] < found[0]
+        recorded.clear()

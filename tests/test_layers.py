@@ -13,7 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lora_core.adapted import Adapted, adapt, restore
-from lora_core.layers import Factors, Fused, Switch
+from lora_core.layers import Factors, Fused, Switch, Together, mask_of
 from lora_core.starts import initial_A
 
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 12), st.integers(1, 12), st.integers(1, 6))  # tokens, in, out, r
@@ -43,6 +43,30 @@ def test_fused_passes_autograds_numeric_check() -> None:
     x, A, B = (t.requires_grad_() for t in (draw(2, 3, 5), draw(2, 5, seed=1), draw(4, 2, seed=2)))
     assert torch.autograd.gradcheck(lambda x, A, B: Fused.apply(x, draw(4, 5, seed=3), None, [(0, 6, 0.5)], A, B),
                                     (x, A, B))  # fmt: skip
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.lists(st.integers(1, 4), min_size=1, max_size=4), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_together_is_one_pair_after_the_other(each: int, i: int, ranks: list[int], everybody: bool) -> None:
+    """Pairs with rows of their own, and one that acts on all of them."""
+    n, o = len(ranks), 5
+    ranks = [*ranks, 2] if everybody else ranks
+    W0, x, g = draw(o, i), draw(n * each, i, seed=1).requires_grad_(), draw(n * each, o, seed=4)
+    acting, cuts = [], []
+    for k, r in enumerate(ranks):
+        switch = Switch()
+        switch.batch, switch.rows = n, slice(k, k + 1) if k < n else None
+        acting.append(Factors(draw(r, i, seed=2 * k), draw(o, r, seed=2 * k + 1), 0.3 + k, None, switch))
+        cuts.append((k * each, (k + 1) * each, 0.3 + k) if k < n else (0, n * each, 0.3 + k))
+    factors = [p for f in acting for p in (f.A, f.B)]
+    mask = mask_of(acting, ranks, torch.device("cpu"))
+    assert mask is mask_of(acting, ranks, torch.device("cpu"))
+    found = cast(torch.Tensor, Together.apply(x, W0, None, mask.double(), *factors))
+    want = cast(torch.Tensor, Fused.apply(x, W0, None, cuts, *factors))
+    # The mask is float32, and so are the s in it.
+    torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-6)
+    for a, b in zip(*(torch.autograd.grad(y, (x, *factors), g) for y in (found, want)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-5)
 
 
 def layers(kind: str) -> tuple[nn.Module, int]:

@@ -24,7 +24,7 @@ CONFIG = lc.TrainConfig(steps=5, batch_size=3, lr=1e-2, clip=0.5, seed=4, warmup
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     folder: Path = tiny_llama(tmp_path_factory.mktemp("model") / "tiny", initializer_range=0.1)
-    return lc.load_model(str(folder), dtype="float32")
+    return lc.load_model(str(folder), dtype="float32", device="cpu")
 
 
 @pytest.fixture(scope="module")
