@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import torch
@@ -49,7 +50,8 @@ class Recorded:
                 self.graph = record(self.work, self.pool)
             except RuntimeError:  # of no memory for it, or of something that this torch cannot record
                 # Random numbers stay in the state of a recording that failed until another one has ended.
-                record(lambda: None, torch.cuda.graph_pool_handle())
+                with suppress(RuntimeError):
+                    record(lambda: None, torch.cuda.graph_pool_handle())
         if self.graph is not None:
             return self.graph.replay()
         self.warm = True
@@ -62,22 +64,30 @@ class Recorded:
 
 def record(work: Callable[[], None], pool: Any) -> Any:
     """The CUDA graph of some work, which is not done yet."""
-    collecting = gc.isenabled()
-    gc.disable()  # an old recording that is freed while another one is made breaks it
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    with torch.cuda.stream(side), _nothing_collected():
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             work()
         finally:
-            if collecting:
-                gc.enable()
             graph.capture_end()
     torch.cuda.current_stream().wait_stream(side)
     return graph
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """An old recording that Python frees while another one is made breaks it."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 # ---- gradients
