@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -76,13 +77,18 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def child(module: str, *args: str, timeout: float = 3000) -> dict[str, Any]:
-    """Run `python -m module args` and read the JSON object on its last line."""
+    """Run `python -m module args` and read the JSON object on its last line. RuntimeError where it fails, with that
+    object as `figures` if there was one."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-m", module, *args]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=env)
+    last = (done.stdout.strip().splitlines() or [""])[-1]
     if done.returncode:
-        raise RuntimeError(f"{module} {' '.join(args)} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        error = RuntimeError(f"{module} {' '.join(args)} failed:\n{done.stderr[-3000:]}")
+        with suppress(ValueError):
+            error.figures = json.loads(last)  # type: ignore[attr-defined]
+        raise error
+    return json.loads(last)
 
 
 def record(row: str, what: str, values: Mapping[str, Sequence[float]], *, ours: str = "ours", peer: str, unit: str,

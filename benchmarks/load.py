@@ -187,6 +187,9 @@ def serve(model: str, stand_in: bool) -> None:
     """The server's process."""
     from functools import partial
 
+    from app.commands.serve import share_processors
+
+    share_processors()
     from app import server
     from app.pages.room import open_room
     from tests.runs_kit import STAND_IN

@@ -1,7 +1,8 @@
 """What takes minutes to find out: `python -m benchmarks.soak [PART …]`, every part when none is named (`make soak`).
 
 A part is a command that prints a JSON object with its figures on its last line, and fails where something is not as it
-must be. Each run of a part adds one line to results/soak PART.jsonl: its figures, how long it took, and the machine.
+must be. Each run of a part adds one line to results/soak PART.jsonl: its figures, how long it took, and the machine;
+with what was wrong, where it failed.
 """
 
 from __future__ import annotations
@@ -39,24 +40,30 @@ PARTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "load": (
         "a room of 30 people and 5 browsers for ten minutes, 30 arrivals in a second, 2,000 sessions, while it trains",
         "benchmarks.load",
-        ("--seconds", "600", "--sessions", "2000"),
+        ("--seconds", "600", "--sessions", "2000", "--sessions-s", "1800"),
     ),
 }
 
 
-def soak(name: str, seed: int) -> dict[str, object]:
-    """Run one part and write its line; raises RuntimeError with what it said where it fails."""
+def soak(name: str, seed: int) -> bool:
+    """Run one part and write its line; whether all was as it must be."""
     what, module, arguments = PARTS[name]
     began = time.monotonic()
     more = () if "--seed" in arguments or not seed else ("--seed", str(seed))
-    figures = child(module, *arguments, *more, timeout=LONGEST_S)
+    failed = ""
+    try:
+        figures = child(module, *arguments, *more, timeout=LONGEST_S)
+    except RuntimeError as error:
+        figures, failed = getattr(error, "figures", {}), str(error)
+        print(f"soak {name}: {failed}", file=sys.stderr, flush=True)
     line = {"row": f"soak {name}", "what": what, "command": [module, *arguments, *more], "figures": figures,
-            "seconds": round(time.monotonic() - began, 1), "machine": machine()}  # fmt: skip
+            "seconds": round(time.monotonic() - began, 1), "machine": machine(),
+            **({"failed": failed} if failed else {})}  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / f"soak {name}.jsonl").open("a") as f:
         f.write(json.dumps(line) + "\n")
     print(f"soak {name}: {json.dumps(figures)}", flush=True)
-    return line
+    return not failed
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,14 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if unknown := [n for n in given.parts if n not in PARTS]:
         parser.error(f"no part {unknown[0]!r}; there are: {', '.join(PARTS)}")
-    failed = 0
-    for name in given.parts or PARTS:
-        try:
-            soak(name, given.seed)
-        except RuntimeError as error:
-            failed += 1
-            print(f"soak {name}: {error}", file=sys.stderr, flush=True)
-    return 1 if failed else 0
+    return 0 if all([soak(name, given.seed) for name in given.parts or PARTS]) else 1
 
 
 if __name__ == "__main__":

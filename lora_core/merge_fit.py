@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_core.compress import _svd
+from lora_core.cut_open import svd_of
 from lora_core.errors import UserError
 from lora_core.stored import Stored, StoredSite
 
@@ -104,7 +104,7 @@ def _pair(key: str, a: StoredSite, b: StoredSite) -> tuple[Pair, float]:
 
 def _bases(s: StoredSite) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """U (out, n), σ (n,), Vᵀ (n, in) of s·B·A, without the directions that are rounding."""
-    B, sigma, A = _svd(s)
+    B, sigma, A = svd_of(s)
     live = sigma > 1e-12 * (sigma[0] if len(sigma) else 0.0)
     root = np.sqrt(sigma[live])
     return B[:, live] / root, sigma[live], A[live] / root[:, None]
@@ -116,4 +116,4 @@ def _enough(sigma: np.ndarray) -> int:
 
 
 def _norm(stored: Stored) -> float:
-    return float(np.sqrt(sum(np.square(_svd(s)[1]).sum() for s in stored.sites.values())))
+    return float(np.sqrt(sum(np.square(svd_of(s)[1]).sum() for s in stored.sites.values())))

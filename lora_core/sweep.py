@@ -111,7 +111,12 @@ def _train(model: nn.Module, runs: list[_Run], goal: Any, task: Task, config: Tr
 
     @torch.no_grad()
     def measure(live: list[_Run]) -> None:
-        if not held:
+        if not live or not held:
+            return
+        if not live[0].update.gpu:  # apart, as in runs of their own: it takes as long, and has the same last digits
+            for run in live:
+                with only(model, run.adapter.name):
+                    run.held = mean_loss(goal, held)
             return
         sums, labelled = dict.fromkeys(live, 0.0), 0
         for rows in portions(goal, held):

@@ -28,7 +28,8 @@ from zoo import make, out
 import lora_core as lc
 from lora_core.adapter import put_on
 from lora_core.allocate import allocate
-from lora_core.compress import Plan, _qr
+from lora_core.compress import Plan
+from lora_core.cut_open import _qr
 
 TIED = "llama, tied, with biases"
 

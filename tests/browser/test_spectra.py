@@ -129,5 +129,9 @@ def test_two_adapters(open_page: Callable[..., Page], size: object) -> None:
     expect(page.locator(".sp-strip")).to_contain_text("first four directions")
     assert json.loads(page.evaluate("JSON.stringify(document.documentElement.scrollWidth <= innerWidth)"))
     shoot(page, f"two-adapters-{'narrow' if size else 'wide'}")
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+        assert not found, [(scheme, v["id"], n["html"][:160]) for v in found for n in v["nodes"]]
     page.locator("#beside-picker").select_option("")
     expect(page.locator(".sp-over")).to_be_empty()
