@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tests.tokenizer_fixture import tiny_tokenizer
+
+
+def link_models(home: Path) -> None:
+    """Let a folder of LoRA Lab have the models that the user has already; the default one is among them."""
+    from lora_core import embedded
+    from lora_core.home import home_path
+    from lora_core.models import DEFAULT
+
+    elsewhere = os.environ.pop("LORA_LAB_HOME", None)
+    try:
+        embedded.fetch(DEFAULT)
+        (home / "models").symlink_to(home_path() / "models")
+    finally:
+        if elsewhere is not None:
+            os.environ["LORA_LAB_HOME"] = elsewhere
 
 
 def tiny_llama(folder: Path, *, layers: int = 2, seed: int = 0, **changes: Any) -> Path:

@@ -10,12 +10,14 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
+from app.pages.keys import Keys
 from app.runs.queue import RunQueue
 from app.runs.run import Run, RunRequest
 from app.runs.store import RunStore
 from tests.model_folder import tiny_llama
 
 BASE = "http://127.0.0.1:7860"
+KEYS = Keys(host="h" * 22, participant="t" * 22)
 FILE = {"content-type": "application/octet-stream"}
 STAND_IN = (sys.executable, "-m", "tests.runs_kit")  # a worker that trains nothing, and needs no torch
 SMALL = {"steps": 6, "batch_size": 2, "eval_rows": 4, "seed": 0, "max_tokens": 64}

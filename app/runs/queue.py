@@ -25,11 +25,13 @@ from app.runs.experiments import working
 from app.runs.folder import tidy
 from app.runs.process import Lock, alive, identity, last_beat, oom_kills, suspended
 from app.runs.run import Run, Status
+from app.runs.spare import Spare
 from app.runs.store import RunStore
 from lora_core.errors import UserError
 from lora_core.home import home_path
 
 WORKER = (sys.executable, "-m", "app.runs.worker")
+CODE = Path(app.__file__).parent.parent  # a worker's folder: the server's own might hold another package `app`
 TICK_S = 0.5
 HANG_S = 300.0  # without a heartbeat: the worker is ended
 ROOM = 16 << 20  # bytes that must be free on the disk before a run begins
@@ -50,6 +52,7 @@ class RunQueue:
         self.wake, self.over = threading.Event(), threading.Event()
         self.thread: threading.Thread | None = None
         self.warned = ""
+        self.spare = Spare(command, CODE) if tuple(command) == WORKER else None
 
     # ---- what the page and the command line ask for
     def start(self, id: int) -> Run:
@@ -87,6 +90,8 @@ class RunQueue:
         if self.thread is not None:
             self.thread.join()
             self.thread = None
+        if self.spare is not None:
+            self.spare.end()
         self.in_charge.release()
 
     def _watch(self) -> None:
@@ -116,7 +121,10 @@ class RunQueue:
         running = settle_dead(self.store, self._why)
         self._end_what_hangs(running)
         self._reap()
-        if self.child is None and not running and not working(self.store.root.parent):
+        idle = self.child is None and not running and not working(self.store.root.parent)
+        if self.spare is not None:
+            self.spare.look(idle and not self.store.waiting(), environment())
+        if idle:
             for run in self.store.waiting()[:1]:
                 if (free := shutil.disk_usage(self.store.root).free) < ROOM:
                     raise UserError(f"the disk has {free / 1e6:.0f} MB left; runs begin once it has {ROOM / 1e6:.0f}")
@@ -167,9 +175,6 @@ class RunQueue:
                 self.store.settle(run, "failed", why)
 
     def _launch(self, run: Run) -> None:
-        env = dict(os.environ)
-        if env.get("LORA_LAB_HOME"):
-            env["LORA_LAB_HOME"] = str(home_path())  # absolute: the worker's folder is another one
         self.kills = oom_kills()
         try:
             log = open(run.folder / "log.txt", "ab")
@@ -177,16 +182,25 @@ class RunQueue:
             self.store.settle(run, "failed", f"its folder {run.folder} is gone")
             return
         with log:
-            process = subprocess.Popen(
+            ready = self.spare.give(run.folder) if self.spare is not None else None
+            process = ready or subprocess.Popen(
                 [*self.command, str(run.folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=Path(app.__file__).parent.parent,  # the server's own folder might hold another package `app`
-                env=env,
+                cwd=CODE,
+                env=environment(),
                 start_new_session=True,  # Ctrl-C in the server's terminal is not meant for it
             )
         self.child = (run, process)
+
+
+def environment() -> dict[str, str]:
+    """What a worker is started with."""
+    env = dict(os.environ)
+    if env.get("LORA_LAB_HOME"):
+        env["LORA_LAB_HOME"] = str(home_path())  # absolute: the worker's folder is another one
+    return env
 
 
 @dataclass

@@ -23,6 +23,7 @@ from app.runs.folder import ADAPTER, log, save_adapter, sentence, tidy, trim
 from app.runs.process import STOP, Heartbeat, Lock, Signs, be_modest
 from app.runs.run import Run, Status, command_line
 from app.runs.session import OpenSession, Session, open_session
+from app.runs.spare import WAIT, wait
 from app.runs.store import RunStore
 from lora_core.errors import UserError
 from lora_core.home import writing
@@ -295,11 +296,17 @@ def main(arguments: list[str], session: OpenSession = open_session, open_sweep: 
 
     Exit status 0: the store says how the run ended; 3: the run was not to be trained here.
     """
+    if waits := arguments == [WAIT]:
+        be_modest()
+        if (given := wait()) is None:
+            return 0
+        arguments = [given]
     if len(arguments) != 1 or not Path(arguments[0]).name.isdigit():
         print("usage: python -m app.runs.worker RUN_FOLDER", file=sys.stderr)
         return 2
     folder = Path(arguments[0]).absolute()
-    be_modest()
+    if not waits:
+        be_modest()
     store = RunStore(folder.parent.parent)
     try:
         if (folder / TOGETHER).exists():

@@ -23,6 +23,7 @@ import pytest
 from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
 
 from tests.browser_path import browser_path
+from tests.model_folder import link_models
 
 ROOT = Path(__file__).parent.parent.parent
 SCREENS = Path(os.environ.get("LORA_LAB_SCREENS") or Path(__file__).parent / "screens").absolute()
@@ -87,12 +88,9 @@ class Server:
 
 def own_home(folder: Path) -> Path:
     """A folder for a server: without runs, but with the models that the user has already."""
-    from lora_core import embedded
     from lora_core.home import home_path
-    from lora_core.models import DEFAULT
 
-    embedded.fetch(DEFAULT)
-    (folder / "models").symlink_to(home_path() / "models")
+    link_models(folder)
     with suppress(OSError):  # how fast this machine is, so that it is not timed again
         shutil.copy(home_path() / "machine.json", folder)
     return folder

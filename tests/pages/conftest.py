@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from app.pages.keys import Brake
 from app.pages.lab import Lab
 from app.pages.session import ModelSession
 from app.pages.uploads import Uploads
@@ -15,7 +17,8 @@ from app.runs.experiments import ExperimentRunner
 from app.runs.queue import RunQueue
 from app.runs.run import Run
 from app.runs.store import RunStore
-from tests.pages_kit import STAND_IN, client, model_folder, trained
+from app.server import create_app
+from tests.pages_kit import BASE, KEYS, STAND_IN, client, model_folder, trained
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +58,26 @@ def lab(store: RunStore) -> Lab:
 def page(store: RunStore, run: Run) -> Iterator[TestClient]:
     with client(store) as found:
         yield found
+
+
+# ---- a server for others, which asks for a key
+@pytest.fixture(scope="module")
+def app(home: Path) -> Iterator[Any]:
+    store = RunStore(home)
+    found = create_app(store, RunQueue(store, command=STAND_IN), model=None, keys=KEYS)
+    with TestClient(found, base_url=BASE):
+        yield found
+
+
+@pytest.fixture
+def outside(app: Any) -> TestClient:
+    app.brake = Brake()
+    return TestClient(app, base_url=BASE)
+
+
+@pytest.fixture
+def inside(app: Any) -> TestClient:
+    app.brake = Brake()
+    found = TestClient(app, base_url=BASE)
+    assert found.get(f"/?key={KEYS.host}").status_code == 200
+    return found

@@ -14,6 +14,7 @@ from app.runs.record import record
 from app.runs.run import Run
 from app.runs.store import RunStore
 from lora_core.errors import UserError
+from tests.model_folder import link_models
 from tests.pages_kit import STAND_IN, ask, trained
 
 
@@ -67,6 +68,8 @@ def test_few_adapters_stay_attached(lab: Lab, run: Run) -> None:
 def first_visit(lab: Lab, run: Run, store: RunStore, tmp_path: Path) -> Lab:
     """A lab without a run of one's own, but with a recorded one."""
     folder = record(store, run.id, tmp_path / "recorded", examples=2)
+    if not (store.root.parent / "models").exists():  # the dials stand on the default model
+        link_models(store.root.parent)
     empty = RunStore(tmp_path / "home", recorded=folder)
     return Lab(store=empty, queue=RunQueue(empty, command=STAND_IN), session=lab.session, uploads=lab.uploads,
                experiments=lab.experiments)  # fmt: skip
