@@ -26,7 +26,13 @@ export function questions(root) {
       else if (!(error instanceof Away)) throw error;
     }
   }
-  const load = () => calm(async () => {
+  let loading = false;
+  async function load() {
+    if (loading) return;
+    loading = true;
+    try { await begin(); } finally { loading = false; }
+  }
+  const begin = () => calm(async () => {
     ({cards, states} = await get("questions"));
     list.replaceChildren(...cards.map((c) => h("button", {type: "button", class: "qs-item", "data-name": c.name, title: c.question, onclick: () => choose(c.name)},
       h("span", {class: "qs-dot", "aria-hidden": "true"}), h("span", {class: "qs-name"}, c.title), h("span", {class: "qs-sec"}, c.section), h("span", {class: "ll-hidden qs-state"}))));
@@ -172,6 +178,6 @@ export function questions(root) {
     }, 1000);
   }
   on("start back", load);
-  on("tab", (name) => { if (name === "questions" && cards.length) { if (open) address({q: open}); calm(async () => { ({states} = await get("experiments")); marks(); bar(); poll(); }); } else if (name !== "questions") address({q: null}); });
+  on("tab", (name) => { if (name === "questions" && !cards.length) load(); else if (name === "questions") { if (open) address({q: open}); calm(async () => { ({states} = await get("experiments")); marks(); bar(); poll(); }); } else if (name !== "questions") address({q: null}); });
   addEventListener("popstate", () => { if (state.tab === "questions" && asked("q") && asked("q") !== open && cards.some((c) => c.name === asked("q"))) choose(asked("q"), false); });
 }
