@@ -1,4 +1,4 @@
-"""Some cases of each kind; `python -m benchmarks.soak fuzz` makes ten thousand.
+"""Some cases of each kind; `python -m benchmarks.soak fuzz-data` makes ten thousand.
 
 In a process of its own: what is watched there is all that the process does, and a browser's loop runs in ours.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.soak import FUZZED
 from tests.fuzz import TARGETS
 
 ROOT = Path(__file__).parent.parent
@@ -25,6 +26,10 @@ def figures() -> dict[str, Any]:
     lines = done.stdout.splitlines()
     assert lines and lines[-1].startswith("{"), done.stderr[-4000:]
     return json.loads(lines[-1])
+
+
+def test_all_of_it_is_soaked() -> None:
+    assert tuple(TARGETS) == FUZZED
 
 
 @pytest.mark.timeout(1200)
