@@ -30,7 +30,7 @@ PARTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "kills-training": (
         "kill -9 and power cuts in the library's own training of a tiny model, bit for bit",
         "tests.kills",
-        ("real", "--times", "40", "--seconds", "150"),
+        ("real", "--times", "100", "--seconds", "600"),
     ),
     "load": (
         "a room of 30 people and 5 browsers for ten minutes, 30 arrivals in a second, 2,000 sessions, while it trains",
@@ -41,7 +41,12 @@ PARTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 
 # Each kind of what nobody expects is a part of its own, so that some can be made side by side.
 FUZZED = ("data", "adapter", "single file", "header", "zip", "configuration", "form", "call", "stream")
-PARTS |= {f"fuzz-{n.replace(' ', '-')}": (f"ten thousand cases of: {n}", "tests.fuzz", ("--times", "10000", n)) for n in FUZZED}
+for _name in FUZZED:
+    PARTS[f"fuzz-{_name.replace(' ', '-')}"] = (
+        f"ten thousand cases of: {_name}",
+        "tests.fuzz",
+        ("--times", "10000", _name),
+    )
 
 
 def soak(name: str, seed: int) -> bool:
