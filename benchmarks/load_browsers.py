@@ -32,6 +32,10 @@ def walk(url: str, count: int, seconds: float) -> dict[str, Any]:
             page.on("console", lambda m: errors.append(f"browser: {m.text}"[:300]) if m.type == "error" else None)
             began = time.monotonic()
             page.goto(url)
+            look = page.get_by_role("button", name="Look around")  # a participant is in the room at first
+            look.or_(page.locator("#tab-adapt:visible")).first.wait_for()
+            if look.is_visible():
+                look.click()
             page.wait_for_selector("#tab-adapt")
             there.append(1000 * (time.monotonic() - began))
             pages.append(page)

@@ -12,7 +12,7 @@ import json
 import sys
 import time
 
-from benchmarks.kit import RESULTS, child, machine
+from benchmarks.kit import RESULTS, ROOT, child, machine
 
 LONGEST_S = 4 * 3600.0  # of a part
 # part: (what it does, module, its arguments)
@@ -64,8 +64,9 @@ def soak(name: str, seed: int) -> bool:
             "seconds": round(time.monotonic() - began, 1), "machine": machine(),
             **({"failed": failed} if failed else {})}  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
+    text = json.dumps(line).replace(sys.prefix, ".venv").replace(str(ROOT), ".")  # no machine's paths
     with (RESULTS / f"soak {name}.jsonl").open("a") as f:
-        f.write(json.dumps(line) + "\n")
+        f.write(text + "\n")
     print(f"soak {name}: {json.dumps(figures)}", flush=True)
     return not failed
 
