@@ -63,7 +63,7 @@ def test_it_trains_the_next_run_and_another_one_waits_after_it(queue: RunQueue) 
 
 
 def test_one_that_died_is_missed_by_nobody(queue: RunQueue) -> None:
-    os.kill(waiting(queue), signal.SIGKILL)
+    os.kill(waiting(queue), signal.SIGKILL)  # the very moment before it is given a run, perhaps
     id = queue.store.create(request()).id
     queue.start(id)
     until(lambda: not queue.store.get(id).live, 60)

@@ -47,6 +47,7 @@ class RunQueue:
         self.store, self.command, self.tick_s = store, tuple(command), tick_s
         self.in_charge = Lock(store.root, "queue.lock")
         self.child: tuple[Run, subprocess.Popen[bytes]] | None = None  # the run as it was when it was launched
+        self.lent = False  # the child waited before: if it dies before it begins, another one is started
         self.kills = 0
         self.silence: Silence | None = None
         self.wake, self.over = threading.Event(), threading.Event()
@@ -170,7 +171,7 @@ class RunQueue:
         with suppress(ValueError):  # deleted meanwhile
             run = self.store.get(launched.id)
             same = (run.created, run.attempts) == (launched.created, launched.attempts)
-            if run.status == "queued" and same:  # else it began, died and waits again
+            if run.status == "queued" and same and not self.lent:  # else it began, died and waits again
                 why = f"its worker did not start (exit status {code}); log.txt in its folder says why"
                 self.store.settle(run, "failed", why)
 
@@ -183,6 +184,7 @@ class RunQueue:
             return
         with log:
             ready = self.spare.give(run.folder) if self.spare is not None else None
+            self.lent = ready is not None
             process = ready or subprocess.Popen(
                 [*self.command, str(run.folder)],
                 stdin=subprocess.DEVNULL,

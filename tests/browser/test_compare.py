@@ -16,7 +16,7 @@ def patience() -> Iterator[None]:
     """Texts and losses are a real model's, on a machine that may be busy."""
     expect.set_options(timeout=60_000)
     yield
-    expect.set_options(timeout=5_000)
+    expect.set_options(timeout=30_000)
 
 
 def slide(page: Page, id: str, place: int) -> None:
