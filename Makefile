@@ -64,10 +64,8 @@ models: $(VENV)/.installed
 browser: $(VENV)/.installed-dev
 	@bash scripts/browser.sh $(BIN)/python
 
-# One process more than there are processors, at most four: a test often waits for a server or a browser.
-# tests/conftest.py says which tests share a process.
-PROCESSES ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2); echo $$((n < 4 ? n + 1 : 4)))
-PYTEST     = $(BIN)/python -m pytest -q -n $(PROCESSES) --dist=loadfile --no-loadscope-reorder
+# On all processors, at most four; tests/conftest.py says which tests share a process.
+PYTEST = $(BIN)/python -m pytest -q -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 test: dev models browser
 	$(PYTEST)

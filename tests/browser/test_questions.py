@@ -18,9 +18,9 @@ STORED = next(n for n in NAMES if stored_result(n))
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of this file's own, whose experiments measure nothing; cells take a fifth of a second."""
+    """A server of this file's own, whose experiments measure nothing; cells take most of a second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EXPERIMENT_CELL_S", "0.2")
+        patch.setenv("EXPERIMENT_CELL_S", "0.8")
         found = Server(own_home(tmp_path_factory.mktemp("questions")), module="tests.browser.questions_server")
         found.start()
         yield found
