@@ -44,6 +44,9 @@ class Looked:
     def __init__(self, stored: Stored) -> None:
         from lora_core.spectra import spectra
 
+        if stored.dora:
+            raise UserError("DoRA's ΔW has full rank and takes W0 to know, so its spectra are not drawn here. Compare"
+                            " cuts its directions; `lora-lab spectra FOLDER --base MODEL` has the numbers")  # fmt: skip
         self.sites = stored.sites
         self.spectra: dict[str, Spectrum] = dict(spectra(stored))
         self.total = len(self.spectra)
