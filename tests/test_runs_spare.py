@@ -73,7 +73,7 @@ def test_one_that_died_is_missed_by_nobody(queue: RunQueue) -> None:
 def test_there_is_none_where_memory_is_short(queue: RunQueue, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(spare_module, "free_memory", lambda: 1 << 30)
     spare = Spare(STAND_IN, CODE)
-    spare.look(True, os.environ)
+    spare.look(True, lambda: dict(os.environ))
     assert spare.process is None
 
 

@@ -123,10 +123,11 @@ class RunQueue:
         self._end_what_hangs(running)
         self._reap()
         idle = self.child is None and not running and not working(self.store.root.parent)
+        waiting = self.store.waiting() if idle else []
         if self.spare is not None:
-            self.spare.look(idle and not self.store.waiting(), environment())
+            self.spare.look(idle and not waiting, environment)
         if idle:
-            for run in self.store.waiting()[:1]:
+            for run in waiting[:1]:
                 if (free := shutil.disk_usage(self.store.root).free) < ROOM:
                     raise UserError(f"the disk has {free / 1e6:.0f} MB left; runs begin once it has {ROOM / 1e6:.0f}")
                 self.store.keep_ballast()

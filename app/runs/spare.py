@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class Spare:
         self.process: subprocess.Popen[bytes] | None = None
         self.busy = time.monotonic()
 
-    def look(self, idle: bool, env: Mapping[str, str]) -> None:
+    def look(self, idle: bool, env: Callable[[], dict[str, str]]) -> None:
         """Start it after a while of rest, if the memory allows it; one that has died is started anew."""
         if not idle:
             self.busy = time.monotonic()
@@ -43,7 +43,7 @@ class Spare:
                 self.process, self.busy = None, time.monotonic() + 60
         elif time.monotonic() - self.busy > REST_S and free_memory() > LEAST:
             self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                                            stderr=subprocess.DEVNULL, cwd=self.folder, env=dict(env),
+                                            stderr=subprocess.DEVNULL, cwd=self.folder, env=env(),
                                             start_new_session=True)  # fmt: skip
 
     def give(self, run: Path) -> subprocess.Popen[bytes] | None:
