@@ -283,7 +283,9 @@ def _kind(config: dict[str, Any], name: str, classifies: bool = False) -> Kind:
         raise UserError(f"model '{name}' has model_type '{model_type}', which transformers does not know{hint}")
     if config.get("quantization_config"):
         raise UserError(f"model '{name}' is stored quantised; LoRA Lab needs its weights as plain numbers")
-    names: Sequence[Any] = config.get("architectures") or ()
+    names = config.get("architectures") or []
+    if not isinstance(names, list):
+        raise UserError(f"model '{name}' cannot be loaded: its config.json's architectures are no list of names")
     if model_type in ENCODERS:
         return "encoder"
     writes = not names or any("LM" in str(n) or n == CAUSAL.get(model_type) for n in names)

@@ -256,6 +256,8 @@ def test_configurations_that_do_not_fit(tmp_path: Path) -> None:
     refused(change_config(folder, model_type="llama", quantization_config={"bits": 4}), "stored quantised")
     (folder / "config.json").write_text(kept)
     refused(change_config(folder, architectures=["LlamaForSequenceClassification"]), "a causal language model or")
+    for odd in (10**30, {"LlamaForCausalLM": 1}, "LlamaForCausalLM"):
+        refused(change_config(folder, architectures=odd), "architectures are no list of names")
     (folder / "config.json").write_text("[1]")
     refused(folder, "config.json is not a JSON object")
 
