@@ -18,7 +18,7 @@ import numpy as np
 import safetensors
 
 from lora_core.blocks import SIZES, Block, Shapes, blocks_of, header_of, ordered, twins_of
-from lora_core.errors import UserError
+from lora_core.errors import UserError, is_real
 from lora_core.families import DIRECT
 from lora_core.files import read_adapter
 from lora_core.home import write, writing
@@ -146,7 +146,7 @@ class CutOpen:
         stored = self.stored
         if self.least and strength != 1:
             raise UserError(f"{stored.folder} is DoRA's, whose magnitudes do not scale; its strength can only be 1")
-        if not math.isfinite(strength):
+        if not is_real(strength):
             raise UserError(f"strength is {strength}; it is a finite number, 1 for ΔW as it is")
         if not any(ranks.values()) and not stored.copies:
             raise UserError(f"nothing of {stored.folder} would be left: " + (

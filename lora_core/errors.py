@@ -7,9 +7,12 @@ turns a `UserError` into exit status 2, the page into a sentence beside the cont
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
+from typing import Any, TypeGuard
 
 MOST = 20  # names that an error lists
+LARGEST = sys.float_info.max
 LONGEST, LONGEST_NAME = 1000, 80  # characters of a sentence, and of a name in it
 
 
@@ -30,6 +33,12 @@ def shortened(text: str, most: int) -> str:
         end = most // 3
         text = f"{text[: most - end - 3]} … {text[-end:]}"
     return text.encode("utf-8", "replace").decode()
+
+
+def is_real(value: Any, low: float = -LARGEST, high: float = LARGEST) -> TypeGuard[int | float]:
+    """Whether a value is a number (no truth value, no NaN) within its bounds, and so one that fits into a float: JSON
+    has whole numbers of any length."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 
 
 def nearest(given: str, possible: Iterable[str]) -> str | None:

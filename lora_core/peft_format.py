@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from lora_core.errors import UserError
+from lora_core.errors import UserError, is_real
 from lora_core.patterns import Names
 from lora_core.weights import MAX_HEADER, header_length
 
@@ -114,16 +114,14 @@ def check_config(folder: Path, config: Mapping[str, Any], ours: bool) -> None:
         raise UserError(f"{folder / CONFIG}: bias is {config['bias']!r}; PEFT has none, all and lora_only")
     for name in ("r", "lora_alpha"):
         value = config.get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+        if not is_real(value, 0) or value == 0:
             raise UserError(f"{folder / CONFIG}: {name} is {value!r}, not a positive number")
     value = config.get("lora_dropout") or 0.0
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+    if not is_real(value, 0) or value >= 1:
         raise UserError(f"{folder / CONFIG}: lora_dropout is {repr(value)[:80]}, not a number from 0 to below 1")
     for name in ("rank_pattern", "alpha_pattern"):
         values = config.get(name) or {}
-        if not isinstance(values, dict) or not all(
-            isinstance(v, (int, float)) and 0 < v < math.inf for v in values.values()
-        ):
+        if not isinstance(values, dict) or not all(is_real(v, 0) and v for v in values.values()):
             raise UserError(f"{folder / CONFIG}: {name} must map module names to positive numbers")
     for name in ("modules_to_save", "target_parameters", "target_modules"):
         values = config.get(name) or []

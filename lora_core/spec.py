@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from lora_core.errors import UserError, unknown
+from lora_core.errors import UserError, is_real, unknown
 
 Scaling = Literal["alpha/r", "alpha/sqrt(r)"]
 SCALINGS = ("alpha/r", "alpha/sqrt(r)")
@@ -80,10 +80,10 @@ class LoraSpec:
         if self.dora and self.init in ("pissa", "gradient"):
             raise UserError(f"dora=True begins at W0 itself, and init={self.init!r} elsewhere; leave out one of them")
         put("full", _names(self.full) if self.full else ())
-        if isinstance(self.mask, bool) or not isinstance(self.mask, (int, float)) or not 0 <= self.mask < math.inf:
+        if not is_real(self.mask, 0):
             raise UserError(f"mask is {self.mask!r}; it is 0 (no gates) or the strength that pulls them to zero")
         put("mask", float(self.mask))
-        if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
+        if not is_real(self.dropout, 0) or self.dropout >= 1:
             raise UserError(f"dropout is {self.dropout!r}; it is a probability from 0 to below 1")
         put("dropout", float(self.dropout))
         for name, check in (("rank_pattern", _rank), ("alpha_pattern", _alpha)):
@@ -162,6 +162,6 @@ def _rank(what: str, rank: Any) -> int:
 
 
 def _alpha(what: str, alpha: Any) -> float:
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
+    if not is_real(alpha, 0) or alpha == 0:
         raise UserError(f"{what} is {alpha!r}; it must be a positive number")
     return float(alpha)

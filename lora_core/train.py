@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lora_core.checkpoint import find_checkpoint, restore_checkpoint, save_checkpoint
-from lora_core.errors import UserError, unknown
+from lora_core.errors import UserError, is_real, unknown
 from lora_core.evaluate import mean_loss, spread
 from lora_core.graphs import Gradients, Update
 from lora_core.machine import DTYPES, keep_heap
@@ -79,7 +79,7 @@ class TrainConfig:
 
         def real(name: str, low: float, high: float) -> None:
             v = getattr(self, name)
-            if isinstance(v, bool) or not isinstance(v, (int, float)) or not low <= v <= high:
+            if not is_real(v, low, high):
                 raise UserError(f"{name} is {v!r}; it must be a number from {low:g} to {high:g}")
             object.__setattr__(self, name, float(v))
 

@@ -182,6 +182,9 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "rank is text": (config(r="8"), "r is '8'"),
     "a dropout that is a list": (config(lora_dropout=[{}]), "lora_dropout is \\[{}\\], not a number"),
     "alpha is NaN": (config(lora_alpha=float("nan")), "lora_alpha is nan"),
+    "alpha is larger than a float": (config(lora_alpha=10**400), "lora_alpha is 1000"),
+    "rank is larger than a float": (config(r=10**400), "r is 1000"),
+    "an alpha of its own is larger": (config(alpha_pattern={"q_proj": 10**400}), "alpha_pattern must map"),
     "our own file does not fit": (
         lambda f: (f / "lora_lab.json").write_text('{"spec": {}, "sites": []}'),
         "lora_lab.json",

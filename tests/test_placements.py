@@ -329,6 +329,9 @@ def test_two_updates_of_one_tied_weight_cannot_be_merged() -> None:
         ({"mask": -1.0}, "mask is -1.0"),
         ({"mask": float("nan")}, "mask is nan"),
         ({"mask": "x"}, "mask is 'x'"),
+        ({"mask": 10**400}, "mask is 1000"),  # JSON has whole numbers that no float holds
+        ({"alpha": 10**400}, "alpha is 1000"),
+        ({"alpha_pattern": {"q": 10**400}}, "alpha_pattern.'q'. is 1000"),
     ],
 )
 def test_settings_that_are_nothing(setting: dict[str, Any], says: str) -> None:

@@ -11,7 +11,7 @@ import psutil
 from app.pages import help, owners, words
 from app.pages.lab import Lab
 from app.runs.run import Run, describe
-from lora_core.errors import UserError
+from lora_core.errors import UserError, is_real
 from lora_core.models import DEFAULT, registry
 
 TASK = "restaurant"
@@ -195,5 +195,4 @@ def whole(value: Any, default: int) -> int:
 
 def number(value: Any, default: float) -> float:
     """A finite positive number out of JSON, or the default."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e9
-    return float(value) if good else default
+    return float(value) if is_real(value, 0, 1e9) and value else default

@@ -19,7 +19,7 @@ from app.pages.lab import title
 from app.pages.train import where
 from app.runs.run import Run
 from lora_core.compress import MB, Plan
-from lora_core.errors import UserError
+from lora_core.errors import UserError, is_real
 
 KEPT = 8  # plans in memory
 SHARES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)  # of each matrix's energy, the ticks of that dial
@@ -140,7 +140,7 @@ def setting_of(cuts: Cuts | None, given: Any) -> Setting:
     if not isinstance(given, Mapping):
         return Setting()
     by, at, strength, off = given.get("by", "k"), given.get("at"), given.get("strength", 1), given.get("off") or []
-    if isinstance(strength, bool) or not isinstance(strength, int | float) or not -8 <= strength <= 8:
+    if not is_real(strength, -8, 8):
         raise UserError(f"the strength is {strength!r}; it is a number from −8 to 8")
     if not isinstance(off, list) or not all(isinstance(m, str) for m in off):
         raise UserError("what is switched off is a list of matrices, such as layers.12.v")
