@@ -1,27 +1,89 @@
-"""A fully fine-tuned checkpoint as its difference to a base, matrix by matrix. Numpy alone, one matrix in memory.
+"""ΔW that is no product of thin factors, matrix by matrix: a fully fine-tuned checkpoint's difference to its base, and
+what DoRA makes of W0. Numpy alone, one matrix in memory.
 
-Its ΔW has full rank, so that its control is not the product of two thin Gaussian factors but one Gaussian matrix of
+Such a ΔW has full rank, so that its control is not the product of two thin Gaussian factors but one Gaussian matrix of
 the same norm, whose singular values follow the law of Marchenko and Pastur.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from lora_core.base_files import BaseFiles
 from lora_core.errors import UserError
 from lora_core.families import guess
 from lora_core.spectra import Spectrum, spectrum_of
+from lora_core.stored import Stored
 from lora_core.weights import Weights
 
 MOST = 1 << 28  # numbers of one matrix: 1 GiB in float32
+TINY = float(np.finfo(np.float32).tiny)  # the least length that a row is divided by, as in training
 SIDE = 16_384  # the smaller side of a matrix: beyond it one takes hours
 
 
-class Difference:
+class Whole(ABC):
+    """ΔW of some matrices, each of full rank."""
+
+    @abstractmethod
+    def keys(self) -> Sequence[str]: ...
+
+    @abstractmethod
+    def delta(self, key: str) -> np.ndarray:
+        """ΔW (out, in) of one of them, in float64."""
+
+    @abstractmethod
+    def place(self, key: str) -> tuple[str, int | None]:
+        """(logical name, layer)"""
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def spectrum(self, key: str) -> Spectrum:
+        """The singular values of one ΔW, and what they say."""
+        D = self.delta(key)
+        target, layer = self.place(key)
+        return spectrum_of(key, target, layer, min(D.shape), (D.shape[0], D.shape[1]), singular_values(D))
+
+    def spectra(self) -> Iterator[tuple[str, Spectrum]]:
+        """(module, its Spectrum), one after the other: each takes from milliseconds to seconds."""
+        for key in self.keys():
+            yield key, self.spectrum(key)
+
+
+class DoraDifference(Whole):
+    """W' − W0 of every matrix of a stored DoRA adapter: m·(W0 + s·B·A)/‖W0 + s·B·A‖ − W0, row by row.
+
+    It turns the rows of W0 and stretches them, so that its rank is W0's, not r (Liu et al. 2024, eq. 5).
+    """
+
+    def __init__(self, stored: Stored, base: BaseFiles) -> None:
+        self.sites, self.base = stored.sites, base
+        for key, s in self.sites.items():
+            _bounded(key, (len(s.B), s.A.shape[1]))
+
+    def keys(self) -> Sequence[str]:
+        return list(self.sites)
+
+    def delta(self, key: str) -> np.ndarray:
+        """W' − W0 (out, in) as the module multiplies, in float64. UserError where the base has no such matrix."""
+        site = self.sites[key]
+        W0 = self.base.W0(site).astype(np.float64)
+        D = site.scaling * (site.B.astype(np.float64) @ site.A)
+        if site.m is None:
+            return D
+        W = W0 + D
+        return site.m[:, None] / np.maximum(np.linalg.norm(W, axis=1, keepdims=True), TINY) * W - W0
+
+    def place(self, key: str) -> tuple[str, int | None]:
+        return self.sites[key].target, self.sites[key].layer
+
+
+class Difference(Whole):
     """W − W0 of every matrix that both have. `base`: another model's files with the same names and shapes."""
 
     def __init__(self, path: Path, tuned: Weights, base: Weights) -> None:
@@ -35,14 +97,13 @@ class Difference:
             if here is None or base.shape(here) != shape or len(shape) != 2:
                 self.left.append(name)
                 continue
-            if shape[0] * shape[1] > MOST or min(shape) > SIDE:
-                raise UserError(f"{path}: {name} is {shape[0]:,}×{shape[1]:,}, which is too large to be decomposed")
+            _bounded(f"{path}: {name}", (shape[0], shape[1]))
             self.pairs[name.removesuffix(".weight")] = (name, here)
         if not self.pairs:
             raise UserError(f"{path} and {base.path} have no matrix of one name and shape: the base is another model's")
 
-    def __len__(self) -> int:
-        return len(self.pairs)
+    def keys(self) -> Sequence[str]:
+        return list(self.pairs)
 
     def delta(self, key: str) -> np.ndarray:
         """W − W0 (out, in) as it is stored, in float64."""
@@ -53,17 +114,10 @@ class Difference:
         """(logical name, layer)"""
         return guess(key)
 
-    def spectrum(self, key: str) -> Spectrum:
-        """The singular values of one difference, and what they say."""
-        D = self.delta(key)
-        target, layer = self.place(key)
-        sigma = singular_values(D)
-        return spectrum_of(key, target, layer, min(D.shape), (D.shape[0], D.shape[1]), sigma)
 
-    def spectra(self) -> Iterator[tuple[str, Spectrum]]:
-        """(module, its Spectrum), one after the other: each takes from milliseconds to seconds."""
-        for key in self.pairs:
-            yield key, self.spectrum(key)
+def _bounded(name: str, shape: tuple[int, int]) -> None:
+    if shape[0] * shape[1] > MOST or min(shape) > SIDE:
+        raise UserError(f"{name} is {shape[0]:,}×{shape[1]:,}, which is too large to be decomposed")
 
 
 def same_names(tuned: Weights, base: Weights) -> dict[str, str]:

@@ -20,6 +20,7 @@ from tiny import filled, targets_of, tiny
 import lora_core as lc
 from lora_core.base_files import BaseFiles, folder_here
 from lora_core.beside import beside, inside, svd
+from lora_core.difference import DoraDifference
 from lora_core.readings import Reader
 from lora_core.weights import Weights, read_header
 
@@ -52,6 +53,22 @@ def test_numbers_are_those_of_torch(saved: Any) -> None:
         assert b.norm == pytest.approx(float(a.delta(key).norm()), rel=1e-5) and 0 < b.overlap < 1
         U, S, V = svd(site.B, site.A, site.scaling)
         np.testing.assert_allclose(U * S @ V.T, a.delta(key).double().dense().numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+def test_doras_update_out_of_files_is_the_attached_ones(family: str, tmp_path: Path) -> None:
+    model = tiny(family)
+    model.save_pretrained(tmp_path / "model")
+    a = filled(lc.attach(model, lc.LoraSpec(targets=targets_of(model), rank=2, dora=True)))
+    a.save(tmp_path / "adapter")
+    found = DoraDifference(lc.read_adapter(tmp_path / "adapter"), BaseFiles(tmp_path / "model"))
+    assert list(found.keys()) == list(a.sites) and len(found) == len(a.sites)
+    for key, s in found.spectra():
+        D = a.delta(key).double().dense().numpy()
+        np.testing.assert_allclose(found.delta(key), D, atol=1e-5 * np.abs(D).max() + 1e-7)
+        np.testing.assert_allclose(s.singular_values, np.linalg.svd(D, compute_uv=False), atol=1e-5 * s.norm)
+        assert (s.shape, s.rank, s.target, s.layer) == (D.shape, min(D.shape), a.sites[key].target, a.sites[key].layer)
+        assert s.singular_values[2] > 1e-3 * s.singular_values[0], "its rank is not r"
 
 
 def test_planted_updates(saved: Any) -> None:

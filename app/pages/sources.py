@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from lora_core.errors import UserError
 if TYPE_CHECKING:
     from lora_core.audit import Audit
     from lora_core.base_files import BaseFiles
-    from lora_core.difference import Difference
+    from lora_core.difference import Whole
     from lora_core.spectra import Spectrum
     from lora_core.stored import Stored, StoredSite
 
@@ -32,7 +32,7 @@ Place = tuple[int, str]
 _kept: OrderedDict[tuple[Any, ...], Looked] = OrderedDict()
 _opened: OrderedDict[str, Source] = OrderedDict()
 _bases: OrderedDict[str, BaseFiles] = OrderedDict()
-_lock = threading.Lock()
+_lock = threading.RLock()  # reading an adapter of DoRA's takes its base
 logger = logging.getLogger("lora_lab.page")
 
 
@@ -44,9 +44,6 @@ class Looked:
     def __init__(self, stored: Stored) -> None:
         from lora_core.spectra import spectra
 
-        if stored.dora:
-            raise UserError("DoRA's ΔW has full rank and takes W0 to know, so its spectra are not drawn here. Compare"
-                            " cuts its directions; `lora-lab spectra FOLDER --base MODEL` has the numbers")  # fmt: skip
         self.sites = stored.sites
         self.spectra: dict[str, Spectrum] = dict(spectra(stored))
         self.total = len(self.spectra)
@@ -94,11 +91,12 @@ class Looked:
 
 
 class Dense(Looked):
-    """A whole checkpoint's difference to its base; its spectra come one after the other."""
+    """ΔW of full rank, a whole checkpoint's difference to its base or DoRA's; spectra come one after the other."""
 
     dense = True
+    note = ""
 
-    def __init__(self, difference: Difference) -> None:
+    def __init__(self, difference: Whole) -> None:
         self.difference = difference
         self.sites, self.spectra, self.total = {}, {}, len(difference)
         self.fault = ""
@@ -117,24 +115,26 @@ class Dense(Looked):
             self.fault = f"that did not work ({type(error).__name__}); the server's log says more"
 
     def site(self, key: str, base: BaseFiles) -> StoredSite:
-        """The first directions of one matrix as factors, turned as its module multiplies."""
-        from dataclasses import replace
+        """The first directions of one matrix as factors, as its module multiplies."""
+        site, D = self._whole(key, base)
+        U, sigma, Vt = np.linalg.svd(D, full_matrices=False)
+        return replace(site, B=U[:, :DENSE] * sigma[:DENSE], A=Vt[:DENSE], scaling=1.0, m=None)
 
+    def _whole(self, key: str, base: BaseFiles) -> tuple[StoredSite, np.ndarray]:
+        """(the matrix without its factors, ΔW turned as its module multiplies)"""
         from lora_core.stored import StoredSite
 
         D = self.difference.delta(key)
         target, layer = self.difference.place(key)
         empty = np.zeros((0, 0))
         site = StoredSite(key=key, path=key, target=target, layer=layer, A=empty, B=empty, alpha=1.0, scaling=1.0)
-        if base.turned(site):
-            D = D.T
-        U, sigma, Vt = np.linalg.svd(D, full_matrices=False)
-        return replace(site, B=U[:, :DENSE] * sigma[:DENSE], A=Vt[:DENSE])
+        return site, D.T if base.turned(site) else D
 
     def base_sigma(self, key: str, base: BaseFiles) -> np.ndarray:
         """The singular values of W0."""
-        from lora_core.difference import singular_values
+        from lora_core.difference import Difference, singular_values
 
+        assert isinstance(self.difference, Difference)
         return singular_values(self.difference.base.read(self.difference.pairs[key][1]).astype(np.float64))
 
     def null(self, s: Spectrum) -> np.ndarray:
@@ -142,6 +142,26 @@ class Dense(Looked):
         from lora_core.difference import same_norm_noise
 
         return same_norm_noise(*s.shape, s.norm)
+
+
+class Dora(Dense):
+    """A DoRA adapter's W' − W0, which takes the base model's files."""
+
+    note = ("DoRA turns and stretches the rows of W0 themselves, so its ΔW = W′ − W0 has full rank; of s·B·A, which"
+            " Compare cuts, it would be r.")  # fmt: skip
+
+    def __init__(self, stored: Stored, base: BaseFiles) -> None:
+        from lora_core.difference import DoraDifference
+
+        self.stored = stored
+        super().__init__(DoraDifference(stored, base))
+
+    def _whole(self, key: str, base: BaseFiles) -> tuple[StoredSite, np.ndarray]:
+        return self.stored.sites[key], self.difference.delta(key)
+
+    def base_sigma(self, key: str, base: BaseFiles) -> np.ndarray:
+        """The singular values of W0."""
+        return base.sigma(self.stored.sites[key])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +211,12 @@ def of_run(run: Run) -> tuple[tuple[str, int], Looked]:
     except OSError:
         raise UserError(f"the adapter of {title(run)} is no longer there") from None
     folder = run.adapter
-    return key, remembered(key, lambda: Looked(read_adapter(folder)))
+
+    def make() -> Looked:
+        stored = read_adapter(folder)
+        return Dora(stored, base_files(run.request.model)) if stored.dora else Looked(stored)
+
+    return key, remembered(key, make)
 
 
 def of_opened(lab: Lab, set_id: str) -> Source:

@@ -30,8 +30,9 @@ def heat(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
         s = source(lab, query)
     except UserError as error:
         return base | {"error": str(error)}
-    base |= s.key | {"name": s.name, "base": s.base, "file": s.file}
     look = s.looked
+    base |= s.key | {"name": s.name, "base": s.base, "file": s.file}
+    base |= {"note": look.note} if isinstance(look, Dense) and look.note else {}
     if isinstance(look, Dense) and not look.ready:
         return base | ({"error": look.fault} if look.fault else {"pending": [len(look.spectra), look.total]})
     if not look.spectra:

@@ -32,7 +32,7 @@ export function spectra(root) {
   let heat = null, map = null, ghost = null, measure = "norm", wanted = asked("map") ?? "norm", cache = new Map(), opening = 0, picking = 0, waiting = 0;
   let opened = asked("open");
   const key = () => opened ? {open: opened} : {run: state.run};
-  const remark = () => heat && glass.current && absent(glass.current.m, heat.name, known(state.matrix) ? "did not move in" : "is not in") || (heat?.file?.remarks[0] ?? "");
+  const remark = () => heat && glass.current && absent(glass.current.m, heat.name, known(state.matrix) ? "did not move in" : "is not in") || (heat?.note ?? heat?.file?.remarks[0] ?? "");
   /* A file in place of the run, or (null) the run again. */
   function look(id) { opened = id; address({open: id}); emit("opened", id); }
 

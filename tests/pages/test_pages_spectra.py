@@ -117,6 +117,32 @@ def test_a_runs_own_folder_opens_as_a_file_would(page: TestClient, run: Run) -> 
     assert "does not say which base model" in away["away"]
 
 
+def test_doras_update_is_that_of_the_whole_matrix(page: TestClient, store: RunStore, model: str, run: Run) -> None:
+    made = trained(store, model, spec={"dora": True, "rank": 2}, config={"lr": 0.05})
+    heat = whole(page, "heat", run=made.id)
+    assert "has full rank" in heat["note"] and heat["rank"] == 32 and heat["file"] is None
+    loaded, _ = lc.load_model(model, device="cpu", dtype="float32")
+    a = lc.load_adapter(loaded, made.adapter or "", "a")
+    for name, layer in (("q", 0), ("v", 1)):
+        key = next(k for k, s in a.sites.items() if (s.target, s.layer) == (name, layer))
+        sigma = torch.linalg.svdvals(a.delta(key).double().dense()).tolist()
+        one = ask(page, "spectrum", run=made.id, m=f"layers.{layer}.{name}")
+        assert one["sigma"] == pytest.approx(sigma, abs=1e-5 * sigma[0]) and sigma[2] > 1e-4 * sigma[0]
+        assert heat["measures"]["norm"]["values"][name][layer] == pytest.approx(
+            one["facts"][0] and float(np.linalg.norm(sigma)), rel=1e-3
+        )
+    behind = ask(page, "microscope", run=made.id, m="layers.0.q", page="dora", seq=1)["baseSigma"]
+    key = next(k for k, s in a.sites.items() if (s.target, s.layer) == ("q", 0))
+    assert behind == pytest.approx(torch.linalg.svdvals(a.W0(key).double()).tolist(), rel=1e-4)
+    look = ask(page, "microscope", run=made.id, m="layers.0.q", part="beside", page="dora", seq=2)
+    assert look["directions"] == 16 and look["besideSay"]
+    assert ask(page, "microscope", run=made.id, m="layers.0.q", part="tokens", page="dora", seq=3)["tokens"]
+    assert whole(page, "besides", run=made.id)["measures"]["amplification"]["values"]["q"][0] > 0
+    with_it = ask(page, "spectrum", run=run.id, m="layers.0.q", **{"with": str(made.id)})
+    assert with_it["overSay"]
+    assert "as DoRA's, has all directions" in ask(page, "pair", run=run.id, **{"with": str(made.id)})["error"]
+
+
 def test_a_checkpoint_is_compared_in_the_background(page: TestClient, model: str, tmp_path: Path) -> None:
     weights = load_file(Path(model) / "model.safetensors")
     for n, w in weights.items():
