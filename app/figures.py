@@ -147,18 +147,26 @@ def spectrum(sigma: Sequence[float], energy: Sequence[float], random: Sequence[f
     def at(y: float) -> float:
         return math.log10(max(y, least)) if log else y
 
+    def named(y: Sequence[float], i: int, text: str, **more: Any) -> dict[str, Any]:
+        """A name above its line at its i-th value."""
+        return label(i + 1, at(y[i]), text, **{"yshift": 13, **more})
+
     annotations = []
     if x:
+        flat = log and many  # the lines of full rank lie far apart in the middle and fall together at the end
+        begin, end = (n // 4, int(0.6 * len(random))) if flat else (0, len(random) - 1 if log else 0)
+        place: dict[str, Any] = {} if flat else {"xanchor": "left", "xshift": 12, "yshift": 8 if log else 0}
         annotations = [
-            label(len(random), at(random[-1 if log else 0]), "random, same norm", xanchor="right", yshift=13, size=14),
-            label(1, at(sigma[0]), "<b>ΔW</b>", xanchor="left", xshift=12, color=WARM, yshift=8 if log else 0),
+            {**named(random, end, "random, same norm", xanchor="right", size=14), "x": end + 1 if log else len(random)},
+            named(sigma, min(begin, len(sigma) - 1), "<b>ΔW</b>", color=WARM, **place),
             label(n, 90, "90 %", yref="y2", xanchor="right", yshift=-11, size=14),
         ]
     if behind:
-        annotations.append(label(len(behind), at(behind[-1]), "<b>W0</b>", xanchor="right", yshift=13, color=BASE))
+        last = int(0.6 * len(behind)) if log and many else len(behind) - 1
+        annotations.append(named(behind, last, "<b>W0</b>", xanchor="right", color=BASE))
     if other and len(other[1]):
-        annotations.append(label(len(other[1]), at(other[1][-1]), plain(other[0]), xanchor="right", yshift=-13,
-                                 size=14, color=INK))  # fmt: skip
+        annotations.append(named(other[1], len(other[1]) - 1, plain(other[0]), xanchor="right", yshift=-13, size=14,
+                                 color=INK))  # fmt: skip
     y = {"range": [math.log10(least) - 0.15, math.log10(top) + 0.2], "type": "log", "dtick": 1} if log else {
         "range": [0, 1.12 * top]}  # fmt: skip
     return {

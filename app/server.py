@@ -39,6 +39,7 @@ from app.runs.experiments import ExperimentRunner, working
 from app.runs.queue import RunQueue
 from app.runs.store import RunStore
 from lora_core.errors import UserError
+from lora_core.machine import few_heaps
 from lora_core.models import DEFAULT
 
 HERE = ("127.0.0.1", "localhost", "::1")
@@ -108,6 +109,7 @@ def serve(host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True, 
     """
     import uvicorn
 
+    few_heaps()
     listening = listen(host, port)
     bound = listening.getsockname()[1]
     store = RunStore()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,3 +108,29 @@ def test_fingerprint_and_memory() -> None:
     block = torch.ones(64 << 20, dtype=torch.uint8)  # 64 MiB, touched
     assert machine.peak_bytes() >= before > 1 << 20
     assert int(block.sum()) == 64 << 20
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's heaps")
+@pytest.mark.parametrize("few", [True, False])
+def test_threads_share_two_heaps(few: bool) -> None:
+    script = f"""
+import ctypes, sys, threading
+from lora_core.machine import few_heaps, give_back
+if {few}:
+    few_heaps()
+met = threading.Barrier(6)
+def work():
+    kept = [bytes(100_000) for _ in range(50)]
+    met.wait()
+threads = [threading.Thread(target=work) for _ in range(6)]
+for t in threads: t.start()
+for t in threads: t.join()
+give_back()
+libc = ctypes.CDLL("libc.so.6")
+libc.fdopen.restype = ctypes.c_void_p
+libc.malloc_info(0, ctypes.c_void_p(libc.fdopen(1, b"w")))
+libc.fflush(None)
+"""
+    said = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, check=True).stdout
+    heaps = said.count("<heap nr=")
+    assert heaps <= 2 if few else heaps > 2, heaps

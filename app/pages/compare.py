@@ -15,6 +15,7 @@ from app.pages.values import check
 from app.runs.recorded import recorded_texts
 from app.runs.run import Run
 from lora_core.errors import UserError
+from lora_core.machine import give_back
 
 EXAMPLES = 12
 MOST_PROMPT = 20_000  # characters
@@ -159,6 +160,8 @@ class Writer:
             with self.change:
                 self.over = True
                 self.change.notify_all()
+            if not self.lab.session.waiting:
+                give_back()
 
     def _write(self) -> None:
         import lora_core as lc

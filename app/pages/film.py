@@ -9,6 +9,7 @@ from typing import Any
 from app import figures_train
 from app.pages.lab import Lab, title
 from app.pages.train import where
+from app.runs.run import Run
 from lora_core.families import TITLES
 
 MATRIX = re.compile(r"(?:layers\.)?(\d{1,5})\.([\w-]{1,40})")
@@ -21,7 +22,7 @@ def film(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
                 for e in lab.store.events(run.id) if e.get("sigma")]  # fmt: skip
     answer: dict[str, Any] = {"run": run.id, "name": title(run), "live": run.live, "steps": []}
     if not pictures:
-        return answer
+        return answer | {"say": missing(run)}
     names = pictures[-1][1]
     key = named(names, query.get("m") or "") or max(names, key=lambda k: names[k][0] if names[k] else 0.0)
     by_step = {step: sigma[key] for step, sigma in pictures if key in sigma}
@@ -29,6 +30,15 @@ def film(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     figure = figures_train.film(steps, sigma, last=run.steps if run.live else 0, revision=f"{run.id}.{key}")
     return answer | {"m": address(key), "title": titled(key), "path": key, "steps": steps, "sigma": sigma,
                      "figure": figure}  # fmt: skip
+
+
+def missing(run: Run) -> str:
+    """Why there are no pictures (yet)."""
+    if run.request.spec.get("dora"):
+        return "DoRA's ΔW is no product B·A and takes too long to decompose while it trains; Spectra has it after."
+    if run.live:
+        return "B is zero at the start; the first picture comes with the first step."
+    return "No spectra were kept of this run: it has no B·A, or is of an older version."
 
 
 def named(keys: Iterable[str], m: str) -> str | None:

@@ -26,7 +26,8 @@ def pair(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
 
     one, two = source(lab, query), second(lab, query)
     if isinstance(one.looked, Dense) or isinstance(two.looked, Dense):
-        raise UserError("φ is measured between low-rank updates; a whole model's difference, as DoRA's, has all directions")
+        raise UserError("φ is measured between low-rank updates; a whole model's difference, as DoRA's, has all of its"
+                        " directions")  # fmt: skip
     found: dict[str, np.ndarray] = {}
     chances: dict[str, tuple[int, int]] = {}
     there = {place: key for key, place in two.looked.places.items()}

@@ -147,8 +147,7 @@ class Dense(Looked):
 class Dora(Dense):
     """A DoRA adapter's W' − W0, which takes the base model's files."""
 
-    note = ("DoRA turns and stretches the rows of W0 themselves, so its ΔW = W′ − W0 has full rank; of s·B·A, which"
-            " Compare cuts, it would be r.")  # fmt: skip
+    note = "DoRA turns W0's own rows: its ΔW = W′ − W0 has full rank."
 
     def __init__(self, stored: Stored, base: BaseFiles) -> None:
         from lora_core.difference import DoraDifference

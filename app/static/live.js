@@ -71,7 +71,7 @@ export function live() {
       throw error;
     }
     if (mine !== asking || found.run !== state.run) return;
-    if (!found.steps.length) return blank(found.live ? "B is zero at the start; the first picture comes with the first step." : "No spectra were kept of this run: it has no B·A, or is of an older version.");
+    if (!found.steps.length) return blank(found.say);
     if (film?.run !== found.run) { index = null; halt(); }
     film = found;
     if (linked != null) { index = film.steps.indexOf(+linked); linked = null; }

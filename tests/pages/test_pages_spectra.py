@@ -140,7 +140,7 @@ def test_doras_update_is_that_of_the_whole_matrix(page: TestClient, store: RunSt
     assert whole(page, "besides", run=made.id)["measures"]["amplification"]["values"]["q"][0] > 0
     with_it = ask(page, "spectrum", run=run.id, m="layers.0.q", **{"with": str(made.id)})
     assert with_it["overSay"]
-    assert "as DoRA's, has all directions" in ask(page, "pair", run=run.id, **{"with": str(made.id)})["error"]
+    assert "as DoRA's, has all of its directions" in ask(page, "pair", run=run.id, **{"with": str(made.id)})["error"]
 
 
 def test_a_checkpoint_is_compared_in_the_background(page: TestClient, model: str, tmp_path: Path) -> None:

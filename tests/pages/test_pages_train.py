@@ -56,8 +56,12 @@ def test_the_film_of_the_chosen_matrix(page: TestClient, run: Run, store: RunSto
 
 def test_a_run_without_pictures_has_no_film(page: TestClient, store: RunStore) -> None:
     waiting = store.create(RunRequest(model="m", task="pirate"))
-    assert ask(page, "film", run=waiting.id)["steps"] == []
+    asked = ask(page, "film", run=waiting.id)
+    assert asked["steps"] == [] and "the first picture comes with the first step" in asked["say"]
     store.delete(waiting.id)
+    other = store.create(RunRequest(model="m", task="pirate", spec={"dora": True}))
+    assert "Spectra has it after" in ask(page, "film", run=other.id)["say"]
+    store.delete(other.id)
     assert "no run" in ask(page, "film", run=999)["error"]
 
 
