@@ -261,6 +261,12 @@ class Update:
             self.work.close()
 
     @torch.no_grad()
+    def start_here(self) -> None:
+        """The factors as they are now are those of a step whose loss was finite: after a checkpoint was read."""
+        _torch._foreach_copy_(self.last, self.params)
+        _torch._foreach_copy_(self.good, self.params)
+
+    @torch.no_grad()
     def undo(self) -> None:
         """Back to the factors of the last step whose loss was finite, from a step whose loss or gradient was not."""
         _torch._foreach_copy_(self.params, self.good)

@@ -223,6 +223,7 @@ def train(
         start, tokens, train_s, base_loss, remark = restore_checkpoint(
             found, adapter, optimizer, config, objective.name
         )
+        update.start_here()
         for _ in range(start * config.accumulate):
             next(order)
     elif adapter.spec.init == "gradient" and all(adapter.factors(k).untouched for k in adapter.sites):

@@ -21,9 +21,6 @@ class Part(StandIn):
         super().__init__(request, folder)
         self.rank, self.targets = int(request.spec["rank"]), list(request.spec["targets"])
 
-    def checkpoint(self, step: int) -> None:
-        """None: a sweep has no checkpoint."""
-
     def facts(self) -> dict[str, Any]:
         return super().facts() | {"trainable": 1000 * self.rank * len(self.targets)}
 
@@ -31,8 +28,8 @@ class Part(StandIn):
 class StandInSweep:
     """Several at once, a step of each in turn."""
 
-    def __init__(self, requests: Mapping[str, RunRequest], folder: Path) -> None:
-        self.parts = {n: Part(r, folder / n) for n, r in requests.items()}
+    def __init__(self, requests: Mapping[str, RunRequest], folders: Mapping[str, Path]) -> None:
+        self.parts = {n: Part(r, folders[n]) for n, r in requests.items()}
 
     def part(self, name: str) -> Part:
         return self.parts[name]

@@ -186,7 +186,7 @@ def test_nobodys_second_run_starts_before_anybodys_first(taken: list[tuple[str, 
 def test_positions_and_starts_follow_from_the_batches() -> None:
     cells = [cell(1, "a", 0), cell(2, "b", 0, seed=1), cell(3, "c", 0), cell(4, "a", 1), cell(5, "d", 0, status="done")]
     assert [[c.id for c in g] for g in batches(cells)] == [[1, 3], [2], [4]]
-    assert starts(cells, left_s=7.0, each_s=5.0) == {1: (1, 7.0), 3: (2, 7.0), 2: (3, 32.0), 4: (4, 47.0)}
+    assert starts(batches(cells), left_s=7.0, each_s=5.0) == {1: (1, 7.0), 3: (2, 7.0), 2: (3, 32.0), 4: (4, 47.0)}
 
 
 def test_cells_are_dealt_to_people_or_teams() -> None:

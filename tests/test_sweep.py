@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from tokenizer_fixture import tiny_tokenizer
 from zoo import make
 
 import lora_core as lc
+from lora_core.sealed import before
 from lora_core.tasks import Row, Task
 
 ROWS = tuple(Row(f"name: place {i} {'x' * (i % 5)}", f"it is a {'very ' * (i % 3)}quiet place {i}") for i in range(20))
@@ -116,3 +119,93 @@ def test_one_adapter_leaves_and_the_others_go_on() -> None:
     assert (ends["r4"].reason, ends["r4"].step) == ("done", 4) and gone.count("r1") == 2
     _, events = alone(tiny(FAMILIES[0], dtype=torch.float64), "r4", SPECS["r4"], CONFIG, tokenizer=tiny_tokenizer())
     assert ends["r4"].held_loss == pytest.approx(events[-1].held_loss, rel=1e-6)  # as if it had been alone
+
+
+# ---- after a kill
+SAVED = dataclasses.replace(CONFIG, steps=7, checkpoint_every=2)
+
+
+def swept(files: dict[str, Path], until: int = 0, config: lc.TrainConfig = SAVED) -> tuple[dict[str, Any], Any]:
+    """({name: its events}, the model), as far as the first event of step `until`: then it is killed."""
+    model = tiny("llama")
+    got: dict[str, list[Any]] = {n: [] for n in SPECS}
+    for e in lc.sweep(model, SPECS, TASK, config, tokenizer=tiny_tokenizer(), checkpoints=files):
+        if until and e.event.step == until:
+            break
+        got[e.name].append(e.event)
+    return got, model
+
+
+def same(model: Any, other: Any, names: Any = SPECS, **close: Any) -> None:
+    for name in names:
+        mine, theirs = (dict(lc.get_adapter(m, name).named_parameters()) for m in (model, other))
+        for k, p in mine.items():
+            torch.testing.assert_close(p, theirs[k], **(close or {"rtol": 0, "atol": 0}))
+
+
+def test_killed_it_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
+    files = {n: tmp_path / n for n in SPECS}
+    whole, model = swept({})
+    swept(files, until=6)  # the checkpoints of step 4 are there
+    assert all(f.exists() for f in files.values())
+    rest, other = swept(files)
+    for name in SPECS:
+        assert rest[name][0].kind == "base" and rest[name][0].step == 4
+        assert rest[name][0].loss == whole[name][0].loss, "what the base was is not measured again"
+        want = [(e.kind, e.step, e.loss, e.held_loss, e.tokens) for e in whole[name] if e.step > 4]
+        assert [(e.kind, e.step, e.loss, e.held_loss, e.tokens) for e in rest[name][1:]] == want
+        assert not files[name].exists() and not before(files[name]).exists(), "done runs leave no checkpoint"
+    same(model, other)
+
+
+def test_checkpoints_of_different_steps_wait_for_each_other(tmp_path: Path) -> None:
+    files = {n: tmp_path / n for n in SPECS}
+    whole, model = swept({})
+    swept(files, until=6)
+    os.replace(before(files["r4"]), files["r4"])  # killed between two writes
+    for f in ("pissa", "gradient"):
+        files[f].unlink()
+        before(files[f]).unlink()  # or before any
+    rest, other = swept(files)
+    assert {n: (e[0].step, e[1].step) for n, e in rest.items()} == {
+        "r1": (4, 5), "r4": (2, 3), "all": (4, 5), "pissa": (0, 1), "gradient": (0, 1)}  # fmt: skip
+    for name in SPECS:
+        curve = {e.step: e.loss for e in whole[name] if e.kind == "step"}
+        assert all(e.loss == pytest.approx(curve[e.step], rel=1e-4) for e in rest[name] if e.kind == "step")
+    same(model, other, rtol=1e-3, atol=1e-5)
+
+
+def test_what_one_has_written_the_other_goes_on_from(tmp_path: Path) -> None:
+    files = {n: tmp_path / n for n in SPECS}
+    whole, model = swept({})
+    swept(files, until=6)
+    alone_, m = [], tiny("llama")
+    a = lc.attach(m, SPECS["all"], "all", seed=SAVED.seed)
+    for e in lc.train(a, TASK, SAVED, tokenizer=tiny_tokenizer(), checkpoint=files["all"]):
+        alone_.append(e)
+    assert (alone_[0].step, alone_[1].step, alone_[-1].reason) == (4, 5, "done")
+    same(model, m, ["all"], rtol=1e-3, atol=1e-5)
+    asked = [0]
+
+    def stop() -> bool:
+        asked[0] += 1
+        return asked[0] == 3
+
+    m = tiny("llama")
+    for _ in lc.train(lc.attach(m, SPECS["r4"], "r4"), TASK, SAVED, tokenizer=tiny_tokenizer(), stop=stop,
+                      checkpoint=tmp_path / "one"):  # fmt: skip
+        pass
+    rest, other = swept({"r4": tmp_path / "one"})
+    assert (rest["r4"][0].step, rest["r4"][1].step, rest["r1"][1].step) == (3, 4, 1)
+    same(model, other, rtol=1e-3, atol=1e-5)
+
+
+def test_stopped_it_can_go_on_from_that_very_step(tmp_path: Path) -> None:
+    model, seen = tiny("llama"), []
+    for e in lc.sweep(model, {"r4": SPECS["r4"]}, TASK, SAVED, tokenizer=tiny_tokenizer(),
+                      stop=lambda: len([e for e in seen if e.event.kind == "step"]) == 3,
+                      checkpoints={"r4": tmp_path / "r4"}):  # fmt: skip
+        seen.append(e)
+    assert (seen[-1].event.reason, seen[-1].event.step) == ("stopped", 3)
+    rest, _ = swept({"r4": tmp_path / "r4"})
+    assert (rest["r4"][0].step, rest["r4"][1].step) == (3, 4)

@@ -109,7 +109,8 @@ def stood(open_room: OpenRoom, me: Person | None) -> dict[str, Any]:
             answer["guess"] = guesses.get(me.owner)
         if stage in SHOWN:
             answer["bars"], answer["right"] = counted(question, guesses), question.right
-        if me and question.act == "grid" and stage != "predict":
+        left = me is not None and any(c.owner == me.owner for c in open_room.cells.standing().earlier)
+        if me and (question.act == "grid" or left) and stage != "predict":
             answer["grid"] = grid(open_room, me, stage in SHOWN)
     if me is None:  # who may set it before a question needs it
         answer["grid"] = grid(open_room, None, True)
@@ -140,7 +141,8 @@ def grid(open_room: OpenRoom, me: Person | None, shown: bool) -> dict[str, Any] 
         "each_s": round(standing.each_s, 1),
         "minutes": room.minutes,
         "spent_min": round(standing.spent_s / 60, 2),
-        "cells": [said(standing, c, people, me, shown) for c in taken if c.status != "cancelled"],
+        "cells": [said(standing, c, people, me, shown) for c in taken if c.status != "cancelled"] + [
+            said(standing, c, people, me, shown) | {"earlier": True} for c in standing.earlier],
     }
 
 

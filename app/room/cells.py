@@ -24,6 +24,7 @@ EACH_S = 12.0  # what a process takes besides its steps, before one has been see
 PER_PERSON = 2  # cells that somebody may have waiting or running at once
 TRIES = 3  # of a run whose process was killed
 TICK_S = 0.5
+LIVE = ("waiting", "started")
 GATHER_S = 3.0  # that the first of a batch waits for others who press their cells in the same moment
 COLUMNS = "id, owner, plan, taken, estimate_s, status, run, batch, tries"
 logger = logging.getLogger("lora_lab.room")
@@ -31,9 +32,13 @@ logger = logging.getLogger("lora_lab.room")
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """How a round's cells stand: their runs, and of those that wait {cell: (position, seconds until it starts)}."""
+    """How a round's cells stand: their runs, and of those that wait {cell: (position, seconds until it starts)}.
+
+    earlier  cells of the rounds before that wait or are being trained
+    """
 
     cells: list[Cell]
+    earlier: list[Cell]
     runs: Mapping[int, Run]
     queue: Mapping[int, tuple[int, float]]
     spent_s: float
@@ -80,11 +85,19 @@ class Cells:
         version = self.room.version
         if self.kept is None or self.kept[0] != version:
             cells = self.all(self.room.round) if self.room.round is not None else []
-            each_s = self.each_s(cells)
+            before = [[c for c in self.all(r) if c.status in LIVE] for r in self.live_rounds() if r != self.room.round]
+            earlier, each_s = [c for found in before for c in found], self.each_s(cells)
+            groups = (group for found in (cells, *before) for group in batches(found))  # in the order of their turns
             self.kept = (version, Standing(
-                cells=cells, runs={c.id: run for c in cells if (run := self.run_of(c))}, each_s=each_s,
-                queue=starts(cells, self.left_s(cells), each_s), spent_s=self.spent_s(cells)))  # fmt: skip
+                cells=cells, earlier=earlier, runs={c.id: run for c in (*cells, *earlier) if (run := self.run_of(c))},
+                each_s=each_s, queue=starts(groups, self.left_s([*cells, *earlier]), each_s),
+                spent_s=self.spent_s(cells)))  # fmt: skip
         return self.kept[1]
+
+    def live_rounds(self) -> list[int]:
+        """The rounds of which cells wait or are being trained, the newest first."""
+        rows = self.room.db.rows("SELECT DISTINCT round FROM cells WHERE status IN (?, ?) ORDER BY round DESC", LIVE)
+        return [round for (round,) in rows]
 
     def spent_s(self, cells: Sequence[Cell]) -> float:
         """Seconds of training that the cells have taken, and will take by their estimates."""
@@ -92,7 +105,7 @@ class Cells:
         total = self.each_s(cells) * (len(waiting) + len(seen))
         for c in cells:
             run = self.run_of(c)
-            if c.status in ("waiting", "started"):
+            if c.status in LIVE:
                 total += c.estimate_s
             elif run is not None and run.result.get("train_s"):
                 total += float(run.result["train_s"])
@@ -136,7 +149,7 @@ class Cells:
         rank, targets = grid.places[place]
         with self.room.db.told(), self.room.db.transaction(sure=True):
             cells = self.all(round)
-            mine = [c for c in cells if c.owner == owner and c.status in ("waiting", "started")]
+            mine = [c for c in cells if c.owner == owner and c.status in LIVE]
             if len(mine) >= PER_PERSON:
                 raise UserError(f"you have {len(mine)} runs under way; take the next when one of them is done")
             needed = estimates[place] + self.each_s(cells) * (not any(c.status == "waiting" for c in cells))
@@ -156,10 +169,10 @@ class Cells:
 
     def cancel(self, owner: str | None, id: Any) -> None:
         """Give a waiting cell back, or end its run after the present step. owner: whose it must be; None: anybody's."""
-        round = self.room.round
-        found = [c for c in self.all(round) if c.id == id] if round is not None and not isinstance(id, bool) else []
+        standing = self.standing()
+        found = [c for c in (*standing.cells, *standing.earlier) if c.id == id and not isinstance(id, bool)]
         if not found:
-            raise UserError(f"there is no cell {id!r:.20} in this round")
+            raise UserError(f"there is no cell {id!r:.20} that could be cancelled")
         cell = found[0]
         if owner is not None and cell.owner != owner:
             raise UserError("that run is somebody else's; you can cancel your own")
@@ -210,15 +223,14 @@ class Dispatcher:
         """Look once: which runs are over, and what can start."""
         if self.in_charge.fd < 0 and not self.in_charge.take(0):
             return
-        rounds = self.room.db.rows("SELECT DISTINCT round FROM cells WHERE status IN ('waiting', 'started') "
-                                   "ORDER BY round")  # fmt: skip
+        rounds = self.cells.live_rounds()
         if not rounds:
             return
         live = 0
-        for (round,) in rounds:
+        for round in reversed(rounds):
             live += self._follow([c for c in self.cells.all(round) if c.status == "started"])
         if not live:  # what the room looks at now goes first; what an earlier question left waiting comes after it
-            cells = self.cells.all(rounds[-1][0])
+            cells = self.cells.all(rounds[0])
             gathering = [c for c in cells if c.status == "waiting" and time.time() - c.taken < self.gather_s]
             for group in batches(cells)[:1]:
                 if len(group) == TOGETHER or group[0] not in gathering:
@@ -283,7 +295,7 @@ class Dispatcher:
             self.queue.wake.set()
 
     def _again(self, group: Sequence[tuple[Cell, Run]]) -> None:
-        """Queue runs whose process was killed, or that were never queued: together once more, from their start."""
+        """Queue runs whose process was killed, or that never were: together once more, from their checkpoints."""
         runs = [r for _, r in group]
         self.cells.update([c.id for c, _ in group], batch=runs[0].id)
         for c, _ in group:

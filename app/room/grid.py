@@ -6,7 +6,7 @@ Pure functions: what is taken, queued and trained is in cells.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -167,14 +167,14 @@ def alike(a: Plan, b: Plan) -> bool:
     return (a.model, a.task, a.steps, a.seed) == (b.model, b.task, b.steps, b.seed)
 
 
-def starts(cells: Sequence[Cell], left_s: float, each_s: float) -> dict[int, tuple[int, float]]:
-    """{cell: (its position from 1, seconds until it starts)} of all that wait.
+def starts(groups: Iterable[Sequence[Cell]], left_s: float, each_s: float) -> dict[int, tuple[int, float]]:
+    """{cell: (its position from 1, seconds until it starts)} of all that wait, in their batches.
 
     left_s  until what is being trained is over; each_s: what a process takes besides its steps
     """
     found: dict[int, tuple[int, float]] = {}
     at, position = left_s, 0
-    for group in batches(cells):
+    for group in groups:
         for c in group:
             position += 1
             found[c.id] = (position, at)

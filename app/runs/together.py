@@ -1,8 +1,8 @@
 """Several runs trained in one process, on one frozen base, in shared batches (see lora_core/sweep.py).
 
 The queue starts the first of them as it starts any run; a list in its folder names the others, which wait for nobody.
-Each has its own folder, events, adapter and end, as if it had been trained alone. There is no checkpoint: a run of a
-batch that was killed begins anew, by itself, when it is resumed.
+Each has its own folder, events, checkpoint, adapter and end, as if it had been trained alone, and after a kill it goes
+on from its checkpoint, with the others or by itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from app.runs import events as event_files
 from app.runs.film import Film
-from app.runs.folder import log, sentence
+from app.runs.folder import CHECKPOINT, log, sentence
 from app.runs.process import Heartbeat, Signs
 from app.runs.run import Run, RunRequest
 from app.runs.session import LATER, Session, _Training, task_of
@@ -26,7 +26,7 @@ from lora_core.errors import UserError
 from lora_core.home import write_json
 
 ALIKE = ("steps", "batch_size", "seed", "lr", "accumulate", "max_tokens", "eval_rows", "eval_every", "schedule",
-         "warmup", "weight_decay", "clip", "lr_ratio", "dtype", "device")  # fmt: skip
+         "warmup", "weight_decay", "clip", "lr_ratio", "beta", "checkpoint_every", "dtype", "device")  # fmt: skip
 
 
 class Sweep(Protocol):
@@ -41,7 +41,7 @@ class Sweep(Protocol):
         ...
 
 
-OpenSweep = Callable[[Mapping[str, RunRequest], Path], Sweep]
+OpenSweep = Callable[[Mapping[str, RunRequest], Mapping[str, Path]], Sweep]  # requests and folders by name
 
 
 def compatible(a: RunRequest, b: RunRequest) -> bool:
@@ -82,19 +82,27 @@ def train(store: RunStore, folder: Path, open_sweep: OpenSweep | None = None) ->
 def go(trainings: Mapping[str, Training], open_sweep: OpenSweep, signs: Signs, stop: Callable[[], bool]) -> None:
     """Train all and write down how each ended; the first that is over does not wait for the others to say so."""
     waiting = dict(trainings)
+
+    def stopped() -> bool:
+        asked = stop()
+        for t in waiting.values() if asked else ():
+            t.sync()
+        return asked
+
     try:
         for t in waiting.values():
             t.writer = event_files.EventWriter(t.run.folder / event_files.NAME)
             t._status("loading", f"loading {t.run.request.model}")
         signs.patient = True
-        sweep = open_sweep({n: t.run.request for n, t in waiting.items()}, next(iter(waiting.values())).run.folder)
+        sweep = open_sweep({n: t.run.request for n, t in waiting.items()},
+                           {n: t.run.folder for n, t in waiting.items()})  # fmt: skip
         signs.seen()
         signs.patient = False
         for name, t in waiting.items():
             t.session = sweep.part(name)
             together = f"; trained together with {len(waiting) - 1} more" if len(waiting) > 1 else ""
-            t._status("training", f"scoring the base model{together}")
-        for name, event in sweep.train(stop, lambda name: waiting[name].stop_asked()):
+            t._status("training", f"{t.remark or t.usual}{together}")
+        for name, event in sweep.train(stopped, lambda name: waiting[name].stop_asked()):
             signs.seen()
             waiting[name].take(event)
         for name in list(waiting):
@@ -112,7 +120,7 @@ def go(trainings: Mapping[str, Training], open_sweep: OpenSweep, signs: Signs, s
 class RealSweep:
     """lora_core's sweep on lora_core's model."""
 
-    def __init__(self, requests: Mapping[str, RunRequest], folder: Path) -> None:
+    def __init__(self, requests: Mapping[str, RunRequest], folders: Mapping[str, Path]) -> None:
         import importlib
 
         import lora_core as lc
@@ -124,7 +132,8 @@ class RealSweep:
         self.config = lc.TrainConfig.from_dict(first.config)
         self.specs = {n: lc.LoraSpec.from_dict(r.spec) for n, r in requests.items()}
         self.model, self.tokenizer = lc.load_model(first.model, device=self.config.device, dtype=self.config.dtype)
-        self.task = task_of(first, folder, self.tokenizer)
+        self.task = task_of(first, next(iter(folders.values())), self.tokenizer)
+        self.checkpoints = {n: folder / CHECKPOINT for n, folder in folders.items()}
         self.goal = first.objective if first.objective not in (None, "auto") else choose(False, self.task.train)
         self.parts = {n: Part(self, n) for n in requests}
 
@@ -136,7 +145,7 @@ class RealSweep:
         from lora_core.train import update_norms
 
         for e in lc.sweep(self.model, self.specs, self.task, self.config, tokenizer=self.tokenizer,
-                          objective=self.goal, stop=stop, leave=leave):  # fmt: skip
+                          objective=self.goal, stop=stop, leave=leave, checkpoints=self.checkpoints):  # fmt: skip
             part, event = self.parts[e.name], e.event.to_dict()
             if e.event.kind == "base":
                 part.attached()

@@ -144,11 +144,15 @@ class Training:
         self.session = session(self.run.request, self.run.folder)
         self.signs.seen()
         self.signs.patient = False
-        usual = "continuing from the last checkpoint" if self.kept else "scoring the base model"
-        self._status("training", self.remark or usual)
+        self._status("training", self.remark or self.usual)
         for event in self.session.train(self.stop_asked):
             self.take(event)
         return self.conclude()
+
+    @property
+    def usual(self) -> str:
+        """How the training begins, where there is nothing else to remark."""
+        return "continuing from the last checkpoint" if self.kept else "scoring the base model"
 
     def take(self, event: Event) -> None:
         """Write down one event of the training; with "end" the adapter is saved first."""
@@ -207,9 +211,14 @@ class Training:
     def stop_asked(self) -> bool:
         self.signs.seen()
         asked = self.signals.asked or (self.run.folder / STOP).exists()
-        if asked and self.writer is not None:
-            self.writer.sync()  # as before every checkpoint
+        if asked:
+            self.sync()  # as before every checkpoint
         return asked
+
+    def sync(self) -> None:
+        """The events so far are on the disk afterwards."""
+        if self.writer is not None:
+            self.writer.sync()
 
     def _stopped_by_signal(self) -> bool:
         return self.signals.asked and not (self.run.folder / STOP).exists()

@@ -29,7 +29,7 @@ export function cells() {
       : c.status === "started" ? c.step ? `step ${c.step} of ${c.steps}` : "is starting"
         : c.status === "failed" ? c.error ?? "did not end well" : c.loss != null ? `held-out loss ${c.loss.toFixed(2)}` : c.status;
     const live = ["waiting", "started"].includes(c.status);
-    return h("li", {class: "rm-run", "data-status": c.status}, h("b", {}, c.says), h("span", {class: "rm-who"}, c.mine ? "yours" : c.who), h("span", {class: "rm-how"}, how),
+    return h("li", {class: "rm-run", "data-status": c.status}, h("b", {}, c.says, c.earlier ? ", of an earlier question" : ""), h("span", {class: "rm-who"}, c.mine ? "yours" : c.who), h("span", {class: "rm-how"}, how),
       live && c.steps ? h("progress", {max: c.steps, value: c.step, "aria-label": "How far it is"}) : "",
       live && c.may ? h("button", {type: "button", class: "ll-button small", "aria-label": `Cancel ${c.says}`, onclick: () => act("cancel", {cell: c.id})}, "Cancel") : "",
       c.run != null && c.status === "done" ? h("button", {type: "button", class: "ll-button small", "aria-label": `Open ${c.says}`, onclick: () => open(c.run)}, "Open") : "");
@@ -40,14 +40,16 @@ export function cells() {
     const key = JSON.stringify([g, view.stage]);
     if (key === drawn) return;
     drawn = key;
-    const focus = document.activeElement?.getAttribute?.("aria-label"), own = g.cells.filter((c) => c.mine), presenter = view.role === "presenter";
+    const focus = document.activeElement?.getAttribute?.("aria-label"), own = g.cells.filter((c) => c.mine), now = own.filter((c) => !c.earlier), presenter = view.role === "presenter";
     const sets = [...new Set(g.places.map((p) => p.set))];
-    say.textContent = presenter ? `${g.cells.length} run${g.cells.length === 1 ? "" : "s"} on ${g.task}, ${g.steps} steps each.`
-      : own.length ? "Your run is below. Take another when it is done." : `Press a cell: it trains the real model on ${g.task}, ${g.steps} steps, and the loss goes to the wall.`;
+    const count = g.cells.filter((c) => !c.earlier).length, asks = view.question?.act === "grid" || presenter;
+    table.hidden = left.hidden = !asks;
+    say.textContent = presenter ? `${count} run${count === 1 ? "" : "s"} on ${g.task}, ${g.steps} steps each.`
+      : !asks ? "Your runs of an earlier question go on meanwhile." : now.length ? "Your run is below. Take another when it is done." : `Press a cell: it trains the real model on ${g.task}, ${g.steps} steps, and the loss goes to the wall.`;
     table.replaceChildren(...sets.map((set) => h("div", {class: "rm-row", role: "group", "aria-label": set}, h("span", {class: "rm-set"}, set),
       g.places.map((p, i) => [p, i]).filter(([p]) => p.set === set).map(([p, i]) => place(p, i, g, false)))));
     left.textContent = `${g.spent_min.toFixed(1)} of ${g.minutes} minutes of training are taken. What waits together is trained together.`;
-    mine.replaceChildren(...(presenter ? g.cells : [...own, ...g.cells.filter((c) => !c.mine && ["waiting", "started"].includes(c.status))]).map((c) => line({...c, may: c.mine || presenter})));
+    mine.replaceChildren(...(!asks ? own : presenter ? g.cells : [...own, ...g.cells.filter((c) => !c.mine && ["waiting", "started"].includes(c.status))]).map((c) => line({...c, may: c.mine || presenter})));
     if (focus) node.querySelector(`[aria-label="${CSS.escape(focus)}"]`)?.focus();
   }
   return {node, update};

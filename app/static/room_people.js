@@ -44,12 +44,19 @@ export function participant() {
       body.replaceChildren(h("div", {class: "rm-center"}, h("h2", {class: "rm-title"}, q.text), guessed(view), grid.node));
       return () => grid.update(view);
     }
-    body.replaceChildren(h("div", {class: "rm-center"}, h("h2", {class: "rm-title"}, q.text), guessed(view), h("p", {class: "ll-say"}, "Guessing is over. What is so comes with the next key.")));
-    return () => {};
+    const mine = own();
+    body.replaceChildren(h("div", {class: "rm-center"}, h("h2", {class: "rm-title"}, q.text), guessed(view), h("p", {class: "ll-say"}, "Guessing is over. What is so comes with the next key."), mine.node));
+    return mine.update;
+  }
+  /* What one has under way, be it of an earlier question. */
+  function own() {
+    const node = h("details", {class: "rm-mine", hidden: true}, h("summary", {}, view.question.act === "grid" ? "Cells and your runs" : "Your runs"), grid.node);
+    return {node, update() { node.hidden = !view.grid; if (view.grid) grid.update(view); }};
   }
   function shown() {
-    body.replaceChildren(board.node, ...(view.question.act === "grid" ? [h("details", {class: "rm-mine"}, h("summary", {}, "Cells and your runs"), grid.node)] : []));
-    return () => { board.update(view); if (view.question.act === "grid") grid.update(view); };
+    const mine = own();
+    body.replaceChildren(board.node, mine.node);
+    return () => { board.update(view); mine.update(); };
   }
   const steps = {lobby, predict, run, reveal: shown, discuss: shown};
   const lines = {

@@ -23,6 +23,30 @@ def slide(page: Page, id: str, place: int) -> None:
     page.locator(id).evaluate("(n, v) => { n.value = v; n.dispatchEvent(new Event('input', {bubbles: true})); }", place)
 
 
+def test_what_is_typed_while_a_run_is_opened_stays(open_page: Callable[..., Page], run: int) -> None:
+    page = open_page("/?run=0&tab=compare")
+    written(page)
+    field, pick = page.get_by_role("textbox", name="Prompt"), page.get_by_role("combobox", name="Held-out example")
+    field.fill("of the run before")
+    held: list[Any] = []
+    page.route("**/lab/api/compare?*", lambda route: held.append(route))
+    page.evaluate(f"LoraLab.state.run = {run}")
+    for _ in range(100):
+        page.wait_for_timeout(50)
+        if held:
+            break
+    page.unroute("**/lab/api/compare?*")
+    field.fill("a thought of one's own")
+    held[0].continue_()
+    expect(page.locator(".cp-panes h2.ll-warm")).to_contain_text(f"run {run}")
+    expect(field).to_have_value("a thought of one's own")
+    expect(pick).to_have_value("own")
+    page.wait_for_function("location.search.includes('thought')")
+    page.evaluate("LoraLab.state.run = 0")  # and another run begins with its own rows
+    expect(pick).to_have_value("0")
+    page.wait_for_function("!location.search.includes('thought')")
+
+
 def test_the_dials_move_together_and_the_loss_follows(open_page: Callable[..., Page], run: int) -> None:
     page = open_page(f"/?run={run}&tab=compare")
     written(page)

@@ -224,6 +224,24 @@ def test_cells_from_the_estimate_to_the_wall(hall: Hall, monkeypatch: pytest.Mon
     assert "error" in say(b, "stop", run=other)
 
 
+def test_a_cell_of_an_earlier_question_is_still_ones_own(hall: Hall) -> None:
+    hall.step("predict", {"kind": "card", "name": "rank", "act": "grid"})
+    a, b = hall.come(), hall.come()
+    hall.step("run")
+    mine, theirs = say(a, "room-take", place=0)["cell"], say(b, "room-take", place=1)["cell"]
+    hall.step("predict", QUESTION)  # before any has begun: a batch waits three seconds for others
+    hall.step("run")
+    grid = view(a)["grid"]
+    assert [(c["id"], c["mine"], c["earlier"], c["position"]) for c in grid["cells"]] == [
+        (mine, True, True, 1), (theirs, False, True, 2)]  # fmt: skip
+    assert all(p["taken"] == 0 for p in grid["places"]) and grid["spent_min"] == 0
+    assert "grid" not in view(hall.come())
+    assert "somebody else's" in say(a, "room-cancel", cell=theirs)["error"]
+    assert "error" not in say(a, "room-cancel", cell=mine)
+    assert "grid" not in view(a) and [c["id"] for c in view(b)["grid"]["cells"]] == [theirs]
+    until(lambda: "grid" not in view(b))  # it ran all the same, and is over
+
+
 def test_the_wall_can_be_taken_along(hall: Hall) -> None:
     rows = list(csv.reader(io.StringIO(hall.presenter.get("/lab/api/room.csv").text)))
     assert rows[0][:4] == ["round", "question", "person", "what"] and {len(r) for r in rows} == {len(rows[0])}
