@@ -33,9 +33,15 @@ PARTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("real", "--times", "100", "--seconds", "600"),
     ),
     "load": (
-        "a room of 30 people and 5 browsers for ten minutes, 30 arrivals in a second, 2,000 sessions, while it trains",
+        "30 arrivals in a second, then a room of 30 people and 5 browsers for ten minutes, while it trains",
         "benchmarks.load",
-        ("--seconds", "600", "--sessions", "2000", "--sessions-s", "1800"),
+        ("--seconds", "600", "--sessions", "0"),
+    ),
+    "sessions": (
+        "2,000 sessions one after another, while it trains",
+        "benchmarks.load",
+        ("--seconds", "1", "--people", "0", "--browsers", "0", "--arrivals", "0", "--sessions", "2000",
+         "--sessions-s", "1800"),
     ),
 }
 
