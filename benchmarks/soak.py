@@ -41,7 +41,7 @@ PARTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "2,000 sessions one after another, while it trains",
         "benchmarks.load",
         ("--seconds", "1", "--people", "0", "--browsers", "0", "--arrivals", "0", "--sessions", "2000",
-         "--sessions-s", "1800"),
+         "--sessions-s", "1800"),  # fmt: skip
     ),
 }
 
