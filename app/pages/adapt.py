@@ -25,7 +25,7 @@ FIELDS = ("rank", "alpha", "layers", "steps", "batch_size", "lr", "seed", "accum
 
 def boot(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
     """Everything that the page needs to draw itself: models, tasks, the run that the address names, its settings."""
-    from lora_core.methods import METHODS
+    from lora_core.methods import DORA, METHODS
     from lora_core.tasks import task_names
 
     note, run = None, None
@@ -60,7 +60,7 @@ def boot(lab: Lab, query: Mapping[str, str]) -> dict[str, Any]:
         "memory": psutil.virtual_memory().available,
         "glossary": words.GLOSSARY,
         "methods": [{k: getattr(m, k) for k in ("name", "title", "about", "size", "usual", "lr")} for m in (
-            METHODS["lora"], *(m for m in METHODS.values() if m.name != "lora"))],
+            METHODS["lora"], DORA, *(m for m in METHODS.values() if m.name != "lora"))],
         "help": help.HELP,
         "facts": facts,
         "fault": fault,

@@ -183,6 +183,7 @@ def describe(run: Run | RunRequest) -> str:
     parts += [f"r {spec['rank']}"] if set(spec["targets"]) - {"norm", "bias"} else []
     parts += [f"{name} {spec[name]}" for name in ("bottleneck", "prefix") if spec[name]]
     parts += [f"{_words('full', spec['full'])} in full"] if spec["full"] and not spec["targets"] else []
+    parts += ["DoRA"] if spec["dora"] else []
     if spec["layers"] != "all":
         parts.append(f"layers {_words('layers', spec['layers'])}")
     if spec["scaling"] != "alpha/r":

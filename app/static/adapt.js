@@ -5,7 +5,7 @@ import {budgetOf, loadOf, timeOf} from "./budget.js";
 import {dataRow} from "./data.js";
 import {presets} from "./presets.js";
 import {hits, missed} from "./hits.js";
-import {beyond, methods} from "./methods.js";
+import {beyond, methods, uncounted} from "./methods.js";
 import {choose, chosen} from "./formula.js";
 import {mark as what} from "./help.js";
 import {exports} from "./plot.js";
@@ -84,7 +84,7 @@ export function adapt(root) {
   function draw(budget = null, time = null) {
     const {facts, spec, config, about} = state;
     if (!facts) return;
-    const load = loadOf(about, config), more = beyond(spec), ok = more || !spec.targets.length || !layersOf(spec).length ? null : budgetOf(facts.coefficients, spec, load);
+    const load = loadOf(about, config), more = uncounted(spec), ok = more || !spec.targets.length || !layersOf(spec).length ? null : budgetOf(facts.coefficients, spec, load);
     if (more && !budget && !last) return ready.refresh();    // only Python knows what that costs
     const b = budget ?? ok ?? budgetOf(facts.coefficients, {...spec, targets: []}, load), t = time ?? (ok && timeOf(facts, b, about, config));
     const total = facts.matrices.reduce((n, m) => n + m.modules, 0);

@@ -42,10 +42,11 @@ export function formula() {
   const sym = {h: symbol("h"), W0: symbol("W0", "base"), x: symbol("x"), alpha: symbol("alpha"), r: symbol("r"),
     B: symbol("B", "warm"), A: symbol("A", "warm"), dW: symbol("dW", "warm"), nW: symbol("nW", "base")};
   const update = h("span", {class: "fx-update"}), root = h("span");
+  const stretch = h("span", {title: "DoRA: c = m/‖W0 + s·B·A‖, for each row"}), end = h("span");   // empty but for DoRA
   const layer = h("select", {class: "fx-pick", "aria-label": "Layer of the chosen matrix"}), name = h("select", {class: "fx-pick", "aria-label": "The chosen matrix"});
   const shapes = h("span", {class: "fx-shapes"}), sizes = h("span", {class: "fx-sizes"}), from = h("span", {class: "fx-from"});
   const line = h("div", {class: "fx-line", role: "toolbar", "aria-label": "The formula; arrow keys move, Enter explains"},
-    sym.h, " = ", sym.W0, "·", sym.x, update);
+    sym.h, " = ", stretch, sym.W0, "·", sym.x, update, end);
   const strip = h("div", {class: "fx", hidden: true}, line, h("div", {class: "fx-values"}, h("span", {class: "fx-which"}, layer, name), shapes, sizes));
   for (const [id, text] of [["h", "h"], ["W0", "W0"], ["x", "x"], ["B", "B"], ["A", "A"], ["dW", "‖ΔW‖"], ["nW", "‖W0‖"]]) sym[id].textContent = text;
 
@@ -74,6 +75,8 @@ export function formula() {
     sym.r.textContent = String(rank);
     root.textContent = spec.scaling === "alpha/sqrt(r)" ? "√" : "";
     update.replaceChildren(...on ? [" + (", sym.alpha, "/", root, sym.r, ")·", sym.B, "·", sym.A, "·x"] : []);
+    stretch.textContent = on && spec.dora ? "c·(" : "";
+    end.textContent = on && spec.dora ? ")" : "";
     fill(layer, [...Array(facts.layers).keys()].map((l) => [l, `layer ${l}`]), at.layer);
     fill(name, facts.matrices.map((m) => [m.name, m.name]), at.name);
     shapes.replaceChildren(...on ? [value("B", `${out}×${rank}`), value("A", `${rank}×${n}`)] : [h("span", {}, `${out}×${n}, frozen: no B·A here`)]);

@@ -3,7 +3,9 @@ import {h, on, state} from "./core.js";
 
 /* Whether a spec trains more than the factors of the matrices that it names. */
 export const beyond = (spec) => Boolean(spec.full?.length || spec.bottleneck || spec.prefix || spec.targets?.includes("bias"));
-const NONE = {full: [], bottleneck: 0, prefix: 0};
+/* Whether only Python can count what it costs. */
+export const uncounted = (spec) => beyond(spec) || Boolean(spec.dora);
+const NONE = {full: [], bottleneck: 0, prefix: 0, dora: false};
 const own = (spec, facts) => spec.targets.filter((t) => facts.matrices.some((m) => m.name === t));
 
 /* [name, size] of a spec. */
@@ -13,7 +15,7 @@ function found(spec) {
   if (top) return ["last-layer", +top[1]];
   if (spec.bottleneck) return ["bottleneck", spec.bottleneck];
   if (spec.prefix) return [spec.targets.length ? "lora-prefix" : "prefix", spec.prefix];
-  return spec.targets.includes("bias") ? ["bitfit", null] : ["lora", null];
+  return [spec.targets.includes("bias") ? "bitfit" : spec.dora ? "dora" : "lora", null];
 }
 function specOf(name, size, kept) {
   if (name === "full") return {...NONE, targets: [], full: ["all"]};
@@ -21,7 +23,7 @@ function specOf(name, size, kept) {
   if (name === "bitfit") return {...NONE, targets: ["bias"]};
   if (name === "bottleneck") return {...NONE, targets: [], bottleneck: size};
   if (name === "prefix") return {...NONE, targets: [], prefix: size};
-  return {...NONE, targets: kept, prefix: name === "lora-prefix" ? size : 0};
+  return {...NONE, targets: kept, prefix: name === "lora-prefix" ? size : 0, dora: name === "dora"};
 }
 
 /* The control; `apply` takes {spec, config}. known: [{name, title, about, size, usual, lr}] */

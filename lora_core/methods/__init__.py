@@ -69,6 +69,11 @@ METHODS = {
     )
 }  # fmt: skip
 
+# No method that the paper compares LoRA with, and younger than it: the page offers it beside them.
+DORA = Method(name="dora", title="DoRA", size=None, usual=8, lr=1e-3,
+              about="LoRA that trains the lengths of W's rows by themselves (Liu et al., arXiv 2402.09353)",
+              make=lambda n: LoraSpec(targets=("q", "v"), rank=n, dora=True))  # fmt: skip
+
 
 def method_spec(name: str, size: int | None = None) -> LoraSpec:
     """The spec of a method; size: units of a bottleneck, tokens of a prefix, rank, layers; None for the usual one.

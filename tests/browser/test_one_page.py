@@ -34,6 +34,11 @@ def test_a_symbol_lights_its_drawing_and_a_drawing_its_symbol(open_page: Callabl
     expect(page.locator(".fx-shapes")).to_have_text("B 192×4A 4×576")
     expect(page.locator(".fx-line")).to_have_text("h = W0·x + (16/4)·B·A·x")
     expect(page.locator(".fx-from")).to_have_text("from r = 8")  # ‖ΔW‖ is the recorded run's
+    page.locator("#method").select_option("dora")
+    expect(page.locator(".fx-line")).to_have_text("h = c·(W0·x + (16/4)·B·A·x)")
+    expect(page.locator("#method-say")).to_contain_text("lengths of W's rows")
+    page.locator("#method").select_option("lora")
+    expect(page.locator(".fx-line")).to_have_text("h = W0·x + (16/4)·B·A·x")
 
 
 def test_one_matrix_is_chosen_in_all_tabs(open_page: Callable[..., Page], run: int) -> None:

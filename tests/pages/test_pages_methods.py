@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from app.runs.run import describe
 from app.runs.store import RunStore
-from lora_core.methods import METHODS, method_spec
+from lora_core.methods import DORA, METHODS, method_spec
 from tests.pages_kit import ask, say, trained
 
 OPENED = ("run", "form", "compare", "dials", "heat", "pareto", "besides")
@@ -17,7 +18,7 @@ OF_ONE = ("film", "spectrum", "microscope")  # matrix
 
 def test_the_page_knows_all_of_them(page: TestClient) -> None:
     known = ask(page, "boot")["methods"]
-    assert known[0]["name"] == "lora" and {m["name"] for m in known} == set(METHODS)
+    assert [m["name"] for m in known[:2]] == ["lora", "dora"] and {m["name"] for m in known} == {*METHODS, "dora"}
     assert all(m["title"] and m["about"] and m["lr"] > 0 for m in known)
 
 
@@ -52,3 +53,20 @@ def test_its_run_opens_on_every_tab(page: TestClient, store: RunStore, model: st
     form = answers["form"]["form"]
     code = say(page, "code", model=model, spec=form["spec"], config=form["config"], data=form["data"])
     assert "error" not in code and any(w in code["command"] for w in ("--full", "--bottleneck", "--prefix")), code
+
+
+def test_dora_is_one_of_them(page: TestClient, store: RunStore, model: str) -> None:
+    spec = DORA.make(2).to_dict()
+    asked: dict[str, Any] = {"seq": 1, "model": model, "config": {"steps": 2}, "tokens": 20, "labelled": 5}
+    answer, plain = (say(page, "budget", spec=s, **asked)["budget"] for s in (spec, {**spec, "dora": False}))
+    assert answer["trainable"] > plain["trainable"], "its magnitudes are counted"
+    run = trained(store, model, spec=spec, config={"lr": DORA.lr, "steps": 3})
+    assert run.status == "done" and describe(run) == "q v · r 2 · DoRA"
+    answers = {what: ask(page, what, run=run.id) for what in OPENED}
+    assert not {k: a["error"] for k, a in answers.items() if a.get("error")}
+    form = answers["form"]["form"]
+    code = say(page, "code", model=model, spec=form["spec"], config=form["config"], data=form["data"])
+    assert "--dora" in code["command"]
+    asked = {"page": "dora", "run": run.id, "m": "layers.0.q", "step": 1}
+    for stage in ("forward", "finish"):
+        assert "error" not in say(page, "walk", stage=stage, **asked), stage
