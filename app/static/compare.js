@@ -73,11 +73,11 @@ export function compare(root, {send}) {
       return blank(error.message);
     }
     if (mine !== opening) return;
+    if (was != null && was !== run) address({example: null, prompt: null});
     shown = before = null;
     seq++;
     fault.textContent = "";
     const example = prompt.fill(info.examples, was === run);
-    if (was != null && was !== run) prompt.link();
     if (example != null) recorded(example);
     paint();
     if (way !== "sides" && !(linked && (asked("way") === "sides" || OF_RUN.some((n) => asked(n))))) first();

@@ -22,7 +22,6 @@ export function promptRow({onAsk, onExample}) {
   field.oninput = () => { typed = true; pick.value = "own"; reference.textContent = ""; clearTimeout(timer); timer = setTimeout(link, 300); };
   field.onkeydown = (e) => { if (e.key === "Enter" && !e.shiftKey) { e.preventDefault(); onAsk(); } };
   return {
-    link,
     field: h("label", {id: "prompt", class: "cp-hold"}, field), pick, reference,
     get value() { return field.value; },
     get example() { return examples[+pick.value]; },
@@ -33,7 +32,7 @@ export function promptRow({onAsk, onExample}) {
       const before = typed ? {own: field.value} : again ? {own: pick.value === "own" ? field.value : null, i: +pick.value} : {own: asked("prompt"), i: +asked("example")};
       examples = list;
       pick.replaceChildren(...(list.length ? list.map((e, i) => h("option", {value: i}, `held-out example ${i + 1}`)) : [h("option", {value: ""}, "no held-out example")]), h("option", {value: "own"}, "a prompt of your own"));
-      if (before.own != null || !list.length) { own(before.own ?? ""); return null; }
+      if (before.own != null || !list.length) { own(before.own ?? ""); if (typed) link(); return null; }
       const i = list[before.i] ? before.i : 0;
       choose(i);
       return i;

@@ -30,19 +30,25 @@ def test_what_is_typed_while_a_run_is_opened_stays(open_page: Callable[..., Page
     field.fill("of the run before")
     held: list[Any] = []
     page.route("**/lab/api/compare?*", lambda route: held.append(route))
-    page.evaluate(f"LoraLab.state.run = {run}")
+    page.get_by_role("tab", name="Train").click()
+    page.locator(f".tr-run[data-run='{run}'] .tr-open").click()
+    page.get_by_role("tab", name="Compare").click()
     for _ in range(100):
         page.wait_for_timeout(50)
         if held:
             break
-    page.unroute("**/lab/api/compare?*")
     field.fill("a thought of one's own")
+    page.wait_for_timeout(500)
+    assert "thought" in page.url
     held[0].continue_()
+    page.unroute("**/lab/api/compare?*")
     expect(page.locator(".cp-panes h2.ll-warm")).to_contain_text(f"run {run}")
     expect(field).to_have_value("a thought of one's own")
     expect(pick).to_have_value("own")
     page.wait_for_function("location.search.includes('thought')")
-    page.evaluate("LoraLab.state.run = 0")  # and another run begins with its own rows
+    page.get_by_role("tab", name="Train").click()
+    page.locator(".tr-run[data-run='0'] .tr-open").click()  # and another run begins with its own rows
+    page.get_by_role("tab", name="Compare").click()
     expect(pick).to_have_value("0")
     page.wait_for_function("!location.search.includes('thought')")
 
