@@ -19,7 +19,7 @@ export function spectra(root) {
   const second = secondAdapter({key: () => key(), across, onFault: (text) => { fault.textContent = text; }, onChange: () => {
     cache = new Map();
     glass.forget();
-    if (glass.current) pick(glass.current.m, false);
+    if (heat && picked) pick(picked, false);                         // also one whose answer is still under way
   }});
   const row = h("div", {class: "ll-row sp-row"}, h("label", {class: "ll-pick"}, h("span", {}, "looking at"), source), badge, second.node, aboutLink, note, files.base, files.input, files.button);
   files.zone(root);
@@ -29,7 +29,7 @@ export function spectra(root) {
     glass.node);
   root.append(row, fault, empty, grid, about.node);
 
-  let heat = null, map = null, ghost = null, measure = "norm", wanted = asked("map") ?? "norm", cache = new Map(), opening = 0, picking = 0, waiting = 0;
+  let heat = null, map = null, ghost = null, measure = "norm", wanted = asked("map") ?? "norm", cache = new Map(), opening = 0, picking = 0, picked = null, waiting = 0;
   let opened = asked("open");
   const key = () => opened ? {open: opened} : {run: state.run};
   const remark = () => heat && glass.current && absent(glass.current.m, heat.name, known(state.matrix) ? "did not move in" : "is not in") || (heat?.note ?? heat?.file?.remarks[0] ?? "");
@@ -63,7 +63,7 @@ export function spectra(root) {
   async function open() {
     const mine = ++opening;
     glass.clear();
-    ghost = null;
+    ghost = picked = null;
     cache = new Map();
     clearTimeout(waiting);
     if (!opened && state.run == null) return blank("After a run, the spectrum of every ΔW will be here: how strongly it acts, and along how many directions.", true);
@@ -162,6 +162,7 @@ export function spectra(root) {
   const ask = (m) => { if (!cache.has(m)) cache.set(m, get("spectrum", {...key(), m, with: second.other}).catch((error) => { cache.delete(m); throw error; })); return cache.get(m); };
   async function pick(m, told = true) {
     const began = performance.now(), mine = ++picking;
+    picked = m;
     map.mark(m);
     across.mark(m);
     ghost = null;

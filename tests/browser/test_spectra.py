@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,6 +112,21 @@ def test_a_file_that_is_dropped_shows_its_spectra_without_its_model(open_page: C
     page.locator(".sp-row select").first.select_option("0")
     expect(page.locator(".sp-right h2")).to_contain_text("layer")
     assert "open=" not in page.url
+
+
+def test_one_is_set_beside_while_a_spectrum_is_under_way(open_page: Callable[..., Page], run: int) -> None:
+    page = open_page("/?run=0&tab=adapt")
+    held: list[Any] = []
+    page.route("**/lab/api/spectrum?*", lambda route: held.append(route) if not held else route.continue_())
+    page.goto(page.url.replace("tab=adapt", "tab=spectra"))
+    page.wait_for_selector("#spectrum-heatmap [data-m]")
+    while not held:
+        page.wait_for_timeout(50)
+    page.locator("#beside-picker").select_option(str(run))
+    expect(page.locator(".sp-over")).to_contain_text(f"run {run}: σ₁")
+    held[0].continue_()
+    page.wait_for_timeout(1000)  # the late answer, of before, changes nothing
+    expect(page.locator(".sp-over")).to_contain_text(f"run {run}: σ₁")
 
 
 @pytest.mark.parametrize("size", [None, NARROW], ids=["wide", "narrow"])
