@@ -222,11 +222,14 @@ def played(url: str, keys: dict[str, str], **more: Any) -> Told:
 
 
 async def until(host: Person, condition: Any) -> None:
-    end = time.monotonic() + PATIENCE_S
+    """Wait for it as long as the room goes on: each step of a training makes its version another one."""
+    version, end = "", time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         host.view |= (await host.ask("room", seen=host.view.get("version", "")))["room"]
         if condition(host.view):
             return
+        if host.view["version"] != version:
+            version, end = host.view["version"], time.monotonic() + PATIENCE_S
         await asyncio.sleep(host.poll_s)
     raise TimeoutError(f"the room does not go on: {host.view['stage']}, {host.told.figures()}")
 
